@@ -1,0 +1,55 @@
+# make run    install and run the main job (scikit-learn's digits; nothing is downloaded)
+# make test   install what tests need and run everything that CI runs
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export FLWR_TELEMETRY_ENABLED := 0
+export FLWR_DISABLE_UPDATE_CHECK := 1
+export FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION := 1
+export OMP_NUM_THREADS := 1
+
+.PHONY: run install test dev lint types contract unit wheel docs clean
+
+run: install
+	$(BIN)/fedstill simulate digits
+
+install: $(VENV)/.installed
+dev: $(VENV)/.dev
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/pip install --quiet --constraint constraints.txt torch
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[simulations]'
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.installed
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[simulations,ray]' --requirement .ci/dev.txt
+	touch $@
+
+test: dev lint types contract docs unit wheel
+
+lint:
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/deptry .
+
+types:
+	$(BIN)/mypy
+
+contract:
+	$(BIN)/lint-imports
+
+unit:
+	$(BIN)/pytest -q
+
+docs:
+	$(BIN)/pytest -q tests/docs
+
+wheel:
+	$(BIN)/python tests/wheel/check_wheel.py
+
+clean:
+	rm -rf $(VENV) runs dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

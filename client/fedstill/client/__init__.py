@@ -1,0 +1,1 @@
+"""The client's side: a Flower ClientApp, the student on disk, and the guard over what may leave."""

@@ -1,0 +1,108 @@
+"""The Flower ClientApp: `query.describe`, `train.alone`, `train.round`, `train.finish`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from flwr.app import ConfigRecord, Context, Message, RecordDict
+from flwr.clientapp import ClientApp
+
+from fedstill.client.guard import Guard
+from fedstill.client.holdings import Holdings, simulated
+from fedstill.client.store import Store
+from fedstill.client.work import Worker
+from fedstill.common import records
+from fedstill.common.algorithm import Algorithm
+from fedstill.common.errors import ConfigError
+from fedstill.common.messages import Answer, Order
+from fedstill.common.scenario import Scenario, TaskPlan, from_run_config, single_task
+from fedstill.common.task import Task
+
+STORE_VARIABLE = "FEDSTILL_STORE"
+"""Environment variable: the folder in which clients keep their students."""
+
+DATA_VARIABLE = "FEDSTILL_DATA"
+"""Environment variable: the folder of data sets."""
+
+
+def client_app(
+    *,
+    task: Task | TaskPlan | None = None,
+    model: str = "",
+    algorithms: Sequence[type[Algorithm]] = (),
+    guard: Guard | None = None,
+) -> ClientApp:
+    """A ClientApp that takes part in distillation.
+
+    Args:
+        task: what the client learns; None takes the tasks of the run's scenario.
+        model: architecture of its student, when `task` is given.
+        algorithms: methods of your own that are not installed as plug-ins.
+        guard: what may leave the client.
+    """
+    app = ClientApp()
+    own = {kind.name: kind for kind in algorithms}
+
+    def worker(context: Context, run: str) -> Worker:
+        # One thread a process: two on a busy core are ten times slower, and sums would depend on their number.
+        torch.set_num_threads(1)
+        holdings = _holdings(context, task, model)
+        return Worker(holdings, _store(context, run, holdings.name), guard or Guard(), own)
+
+    def work(message: Message, context: Context, do: Callable[[Worker, Order], Answer]) -> Message:
+        order = records.read_order(message.content)
+        answer = do(worker(context, order.run), order)
+        content = records.write_answer(answer, order)
+        context.state["student"] = ConfigRecord({"run": order.run, "version": order.round})
+        return Message(content, reply_to=message)
+
+    @app.query("describe")
+    def describe(message: Message, context: Context) -> Message:
+        records.check_protocol(message.content)
+        content: RecordDict = records.write_description(worker(context, "").describe())
+        return Message(content, reply_to=message)
+
+    @app.train("alone")
+    def alone(message: Message, context: Context) -> Message:
+        return work(message, context, Worker.alone)
+
+    @app.train("round")
+    def play(message: Message, context: Context) -> Message:
+        return work(message, context, Worker.round)
+
+    @app.train("finish")
+    def finish(message: Message, context: Context) -> Message:
+        return work(message, context, Worker.finish)
+
+    return app
+
+
+def _holdings(context: Context, task: Task | TaskPlan | None, model: str) -> Holdings:
+    number = context.node_config.get("partition-id")
+    if not isinstance(number, int):
+        raise ConfigError(f"partition-id={number!r}", "expected the client's number", "set it in --node-config")
+    count = context.node_config.get("num-partitions", 0)
+    scenario = _scenario(context, task, model, int(count))
+    folder = context.run_config.get("data-dir") or os.environ.get(DATA_VARIABLE)
+    return simulated(scenario, number, Path(str(folder)) if folder else None)
+
+
+def _scenario(context: Context, task: Task | TaskPlan | None, model: str, count: int) -> Scenario:
+    if task is None:
+        return from_run_config(context.run_config)
+    return single_task(task, model, clients=count, seed=int(context.run_config.get("seed") or 1))
+
+
+def _store(context: Context, run: str, name: str) -> Store:
+    own = context.node_config.get("store")
+    if own:
+        # The local engine names a folder inside the run's: it goes with the run, and need not survive a power cut.
+        return Store(Path(str(own)) / name, durable=False)
+    root = os.environ.get(STORE_VARIABLE)
+    return Store((Path(root) if root else Path.home() / ".local" / "state" / "fedstill") / run / name)
+
+
+app = client_app()

@@ -1,0 +1,176 @@
+"""What a client does: describe itself, train alone, work in a round, finish. No word of Flower here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+from fedstill.client.guard import Guard
+from fedstill.client.holdings import Holding, Holdings
+from fedstill.client.store import Store
+from fedstill.common import __version__
+from fedstill.common.algorithm import Algorithm
+from fedstill.common.learning import predict
+from fedstill.common.messages import Answer, Description, Metrics, Order, TaskAnswer, TaskDescription
+from fedstill.common.metrics import class_accuracy
+from fedstill.common.models import build_model, parameter_count
+from fedstill.common.registry import ALGORITHMS
+from fedstill.common.scenario import build
+from fedstill.common.seeding import derive
+from fedstill.common.sides import Client, Memory
+
+_MEMORY = "memory."
+_MODEL = "model."
+
+
+@dataclass(frozen=True, slots=True)
+class Worker:
+    """A client at work.
+
+    Attributes:
+        holdings: what it has.
+        store: where its student lies.
+        guard: what may leave it.
+        algorithms: methods that are not installed, by name, beside those that are.
+    """
+
+    holdings: Holdings
+    store: Store
+    guard: Guard
+    algorithms: Mapping[str, type[Algorithm]]
+
+    def describe(self) -> Description:
+        """What the server has to know before a run."""
+        tasks = {}
+        for name, holding in self.holdings.tasks.items():
+            model = build_model(holding.model, holding.spec, seed=0)
+            tasks[name] = TaskDescription(
+                output=holding.spec.output,
+                modality=holding.spec.modality,
+                classes=holding.spec.classes,
+                input_shape=holding.spec.input_shape,
+                model=holding.model,
+                parameters=parameter_count(model),
+                examples=len(holding.data.private),
+                proxy_digest=holding.proxy.digest,
+            )
+        return Description(self.holdings.name, __version__, tasks)
+
+    def alone(self, order: Order) -> Answer:
+        """Train a new student alone for the whole run's steps and measure it: the floor for this client.
+
+        Exactly what the method "local" would do over the run: a new optimiser a round, the same seeds.
+        """
+        answers = {}
+        for name, side in self._sides(order, {}).items():
+            for number in range(1, order.rounds + 1):
+                side.round, side.seed = number, self._seed(order, name, number)
+                side.train()
+            answers[name] = self._answer(name, side, metrics=self._measure(name, side, "alone"))
+        return self._reply(order, 0, answers)
+
+    def round(self, order: Order) -> Answer:
+        """Take in the shared knowledge, learn from private data, answer, and keep the student."""
+        method = self._method(order)
+        found, saved = self.store.load(order.version)
+        sides = self._sides(order, saved)
+        answers = {}
+        for name, side in sides.items():
+            metrics: Metrics = {}
+            received = order.tasks[name].knowledge
+            if received is not None:
+                method.absorb(side, received)
+                metrics |= self._measure(name, side, "distilled")
+            knowledge = self.guard.release(method.local(side))
+            metrics |= self._measure(name, side, "trained")
+            answers[name] = replace(self._answer(name, side, metrics=metrics), knowledge=knowledge)
+        self._save(order.round, sides)
+        return self._reply(order, found, answers)
+
+    def finish(self, order: Order) -> Answer:
+        """Take in the last shared knowledge: the student that stays."""
+        method = self._method(order)
+        found, saved = self.store.load(order.version)
+        sides = self._sides(order, saved)
+        for name, side in sides.items():
+            received = order.tasks[name].knowledge
+            if received is not None:
+                method.absorb(side, received)
+        self._save(order.round, sides)
+        return self._reply(
+            order,
+            found,
+            {name: self._answer(name, side, metrics=self._measure(name, side, "final")) for name, side in sides.items()},
+        )
+
+    def _method(self, order: Order) -> Algorithm:
+        known = self.algorithms.get(order.method.algorithm)
+        kind = known or ALGORITHMS.get(order.method.algorithm)
+        method: Algorithm = build(kind, order.method.options, "algorithm")
+        return method
+
+    def _seed(self, order: Order, task: str, number: int) -> int:
+        return derive(order.seed, "client", self.holdings.name, task, number)
+
+    def _sides(self, order: Order, saved: Mapping[str, Tensor]) -> dict[str, Client]:
+        self.guard.check_order(order, self.holdings)
+        return {
+            name: self._side(order, name, holding, saved)
+            for name, holding in self.holdings.tasks.items()
+            if name in order.tasks
+        }
+
+    def _side(self, order: Order, name: str, holding: Holding, saved: Mapping[str, Tensor]) -> Client:
+        model = build_model(holding.model, holding.spec, seed=derive(order.seed, "student", self.holdings.name, name))
+        weights = _under(saved, f"{name}.{_MODEL}")
+        if weights:
+            model.load_state_dict(weights)
+        memory: Memory = _under(saved, f"{name}.{_MEMORY}")
+        return Client(
+            spec=holding.spec,
+            model_name=holding.model,
+            model=model,
+            proxy=holding.proxy,
+            samples=order.tasks[name].samples,
+            training=order.method.training,
+            seed=self._seed(order, name, order.round),
+            round=order.round,
+            memory=memory,
+            name=self.holdings.name,
+            private=holding.data.private,
+        )
+
+    def _save(self, version: int, sides: Mapping[str, Client]) -> None:
+        tensors = {}
+        for name, side in sides.items():
+            tensors |= {f"{name}.{_MODEL}{key}": value for key, value in side.model.state_dict().items()}
+            tensors |= {f"{name}.{_MEMORY}{key}": value for key, value in side.memory.items()}
+        self.store.save(version, tensors)
+
+    def _measure(self, name: str, side: Client, when: str) -> Metrics:
+        """Measures on the common test samples, or on the client's own ones; its own always as "own"."""
+        holding = self.holdings.tasks[name]
+        metrics: Metrics = {}
+        for part, examples in (("", holding.test), ("own-", holding.data.holdout)):
+            if examples is None or not len(examples):
+                continue
+            logits = predict(side.model, examples.inputs, training=side.training)
+            measured = holding.task.measure(logits, examples.targets, side.spec.classes)
+            metrics |= {f"{when}.{part}{key}": value for key, value in measured.items()}
+            if not part and side.spec.output == "categorical" and logits.dim() == 2:
+                rates = class_accuracy(logits, examples.targets, len(side.spec.classes))
+                metrics[f"{when}.class-accuracy"] = rates
+        return metrics
+
+    def _answer(self, name: str, side: Client, *, metrics: Metrics) -> TaskAnswer:
+        return TaskAnswer(side.proxy.digest, len(side.private), None, metrics)
+
+    def _reply(self, order: Order, version: int, tasks: Mapping[str, TaskAnswer]) -> Answer:
+        return Answer(self.holdings.name, order.run, order.round, order.attempt, version, tasks)
+
+
+def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+

@@ -1,0 +1,50 @@
+"""An algorithm is four functions: how a run starts, what a client takes in, what it gives, what the server makes of it.
+
+    start   server             → knowledge for the first round, or None
+    absorb  client ← knowledge   the shared knowledge changes the student
+    local   client             → the student learns from private data and answers
+    merge   server ← answers   → the consensus, or the new global model
+
+A published method is one file in `algorithms/`: a frozen dataclass of its hyper-parameters with these four methods, both
+halves together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar, Protocol
+
+from fedstill.common.knowledge import Contribution, Knowledge
+from fedstill.common.sides import Client, Server
+
+EVERY_OUTPUT = frozenset({"categorical", "multi-label", "regression"})
+
+
+class Algorithm(Protocol):
+    """A federated method.
+
+    Attributes:
+        name: by which it is found; the file's name.
+        paper: authors, year, address; "" if there is none.
+        outputs: the output kinds that it can average.
+        exchange: "soft-labels", "parameters" or "nothing": what a client sends.
+        homogeneous: it needs the same model on all clients.
+    """
+
+    name: ClassVar[str]
+    paper: ClassVar[str]
+    outputs: ClassVar[frozenset[str]]
+    exchange: ClassVar[str]
+    homogeneous: ClassVar[bool]
+
+    def start(self, server: Server) -> Knowledge | None:
+        """Knowledge for the first round, before any client has spoken; None if there is none."""
+
+    def absorb(self, client: Client, received: Knowledge) -> None:
+        """Take the shared knowledge into the student."""
+
+    def local(self, client: Client) -> Knowledge | None:
+        """Learn from the private data and answer; None for a method without exchange."""
+
+    def merge(self, server: Server, contributions: Sequence[Contribution]) -> Knowledge | None:
+        """Turn what was admitted, sorted by client, into the next round's knowledge."""

@@ -1,0 +1,1 @@
+"""Codecs: how the arrays of knowledge are packed for the wire. One file each."""

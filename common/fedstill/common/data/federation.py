@@ -1,0 +1,168 @@
+"""A data set split over the parties of a simulated run: the public proxy set, a test set, everybody's private data.
+
+Every party computes the same split from the scenario and its seed, so that nothing has to be sent; a real client reads
+its own data instead.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fedstill.common.data.partition import partition
+from fedstill.common.data.proxy import ProxySet
+from fedstill.common.errors import DataError
+from fedstill.common.labels import Classes
+from fedstill.common.scenario import Scenario, TaskPlan
+from fedstill.common.seeding import derive, numpy_rng
+from fedstill.common.task import Examples, TaskSpec
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ClientData:
+    """What one client holds for one task.
+
+    Attributes:
+        private: to train with.
+        holdout: its own, kept aside to measure itself.
+        classes: what its model knows.
+    """
+
+    private: Examples
+    holdout: Examples
+    classes: Classes
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TaskShare:
+    """One task's data, split.
+
+    Attributes:
+        spec: the task over its whole label space.
+        proxy: public samples without labels.
+        proxy_targets: their labels, which only measurement sees: (P,).
+        test: samples to measure everybody with, or None.
+        clients: by client name.
+    """
+
+    spec: TaskSpec
+    proxy: ProxySet
+    proxy_targets: Tensor
+    test: Examples | None
+    clients: dict[str, ClientData]
+
+    def pooled(self) -> Examples:
+        """All private data in one place."""
+        parts = [data.private for data in self.clients.values()]
+        return Examples(torch.cat([p.inputs for p in parts]), torch.cat([p.targets for p in parts]))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Federation:
+    """Everybody's data in a simulated run, by task.
+
+    Attributes:
+        names: the clients' names in order of their number.
+        tasks: by task name.
+    """
+
+    names: tuple[str, ...]
+    tasks: dict[str, TaskShare]
+
+
+def federate(scenario: Scenario, data_dir: Path | None) -> Federation:
+    """Split a scenario's data. The same scenario and folder give the same split everywhere; the last one is kept.
+
+    Raises:
+        DataError: if data is missing, broken or too little for the clients.
+    """
+    key = tuple((name, plan) for name, plan in scenario.tasks.items())
+    return _federate(key, scenario.clients.count, scenario.seed, data_dir)
+
+
+@lru_cache(maxsize=2)
+def _federate(tasks: tuple[tuple[str, TaskPlan], ...], clients: int, seed: int, data_dir: Path | None) -> Federation:
+    names: tuple[str, ...] = ()
+    shares = {}
+    for task_name, plan in tasks:
+        owners, shares[task_name] = _share(task_name, plan, clients, derive(seed, "data", task_name), data_dir)
+        names = names or owners
+    if len(tasks) > 1:
+        names = client_names(clients)
+        shares = {name: _renamed(share, names, plan) for (name, plan), share in zip(tasks, shares.values(), strict=True)}
+    return Federation(names, shares)
+
+
+def client_names(count: int) -> tuple[str, ...]:
+    """Names that sort as the clients' numbers do: client-0, or client-000 among hundreds."""
+    width = len(str(count - 1))
+    return tuple(f"client-{number:0{width}d}" for number in range(count))
+
+
+def _renamed(share: TaskShare, names: tuple[str, ...], plan: TaskPlan) -> TaskShare:
+    # Natural owners of different tasks do not meet: in a run of several tasks a client is known by its number.
+    members = plan.clients or tuple(range(len(names)))
+    clients = {names[number]: data for number, data in zip(members, share.clients.values(), strict=True)}
+    return TaskShare(share.spec, share.proxy, share.proxy_targets, share.test, clients)
+
+
+def _share(
+    name: str, plan: TaskPlan, clients: int, seed: int, data_dir: Path | None
+) -> tuple[tuple[str, ...], TaskShare]:
+    data = plan.task.load(data_dir)
+    pool = data.pool
+    order = numpy_rng(seed, "split").permutation(len(pool))
+    if len(pool) <= plan.proxy.samples:
+        raise DataError(
+            f"tasks.{name}: {len(pool)} examples", f"expected more than proxy.samples={plan.proxy.samples}", "lower it"
+        )
+    public = pool.take(np.sort(order[: plan.proxy.samples]))
+    rest = np.sort(order[plan.proxy.samples :][: plan.private or None])
+    raw = public.inputs
+
+    def ready(examples: Examples) -> Examples:
+        return examples.with_inputs(plan.task.prepare(examples.inputs, raw))
+
+    private = ready(pool.take(rest))
+    test = None if data.test is None else ready(_some(data.test, plan.test, seed))
+    public = ready(public)
+    spec = TaskSpec(name, plan.task.output, plan.task.modality, data.classes, tuple(public.inputs.shape[1:]))
+    members = plan.clients or tuple(range(clients))
+    rows_of = partition(private, plan.partition, len(members), classes=data.classes, seed=seed)
+    natural = plan.partition.kind == "natural" and not plan.clients
+    owners = tuple(rows_of) if natural else tuple(client_names(clients)[member] for member in members)
+    return owners, TaskShare(
+        spec=spec,
+        proxy=ProxySet(public.inputs),
+        proxy_targets=public.targets,
+        test=test,
+        clients={
+            owner: _client(private.take(rows), plan, data.classes, derive(seed, "holdout", owner))
+            for owner, rows in zip(owners, rows_of.values(), strict=True)
+        },
+    )
+
+
+def _some(examples: Examples, count: int, seed: int) -> Examples:
+    if not count or count >= len(examples):
+        return examples
+    return examples.take(np.sort(numpy_rng(seed, "test").choice(len(examples), count, replace=False)))
+
+
+def _client(examples: Examples, plan: TaskPlan, space: Classes, seed: int) -> ClientData:
+    order: NDArray[np.int64] = numpy_rng(seed).permutation(len(examples))
+    kept = int(len(examples) * plan.holdout)
+    classes = space
+    if plan.label_space == "own" and examples.targets.dtype == torch.int64:
+        known = torch.unique(examples.targets).tolist()
+        classes = tuple(space[label] for label in known)
+        place = torch.full((len(space),), -1, dtype=torch.int64)
+        place[known] = torch.arange(len(known))
+        examples = Examples(examples.inputs, place[examples.targets], examples.groups)
+    return ClientData(examples.take(np.sort(order[kept:])), examples.take(np.sort(order[:kept])), classes)

@@ -1,0 +1,100 @@
+"""Splits of a data set over clients, by the partitioners of flwr-datasets, over data in memory."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedstill.common.errors import DataError
+from fedstill.common.labels import Classes
+from fedstill.common.scenario import PartitionPlan
+from fedstill.common.seeding import derive, numpy_rng
+from fedstill.common.task import Examples
+
+
+def partition(
+    examples: Examples, plan: PartitionPlan, count: int, *, classes: Classes, seed: int
+) -> dict[str, NDArray[np.int64]]:
+    """Rows of each client, by the owner's name (its number for all kinds but "natural").
+
+    Raises:
+        DataError: if the data cannot be split so, or a client would get less than `plan.minimum` examples.
+    """
+    if plan.kind == "natural":
+        parts = _by_owner(examples, count, plan.minimum, seed)
+    else:
+        parts = _by_partitioner(examples, plan, count, classes, seed)
+    for name, rows in parts.items():
+        if len(rows) < plan.minimum:
+            raise DataError(
+                f"client {name} with {len(rows)} examples",
+                f"expected at least partition.minimum={plan.minimum}",
+                "fewer clients, a larger alpha, more data or a lower minimum",
+            )
+    return parts
+
+
+def _by_partitioner(
+    examples: Examples, plan: PartitionPlan, count: int, classes: Classes, seed: int
+) -> dict[str, NDArray[np.int64]]:
+    from datasets import Dataset
+
+    columns: dict[str, Any] = {"row": np.arange(len(examples))}
+    if examples.targets.dim() == 1:
+        columns["label"] = examples.targets.numpy()
+    partitioner = _partitioner(plan, count, len(classes), derive(seed, "partition") % 2**32)
+    try:
+        # Shuffled once, because the iid partitioner takes neighbours.
+        order = numpy_rng(seed, "shuffle").permutation(len(examples))
+        partitioner.dataset = Dataset.from_dict({name: column[order] for name, column in columns.items()})
+        parts = [np.sort(np.asarray(partitioner.load_partition(k)["row"], dtype=np.int64)) for k in range(count)]
+    except (ValueError, KeyError) as error:
+        raise DataError(
+            f"{len(examples)} examples over {count} clients ({plan.kind})", f"cannot be split: {error}"
+        ) from None
+    return {str(number): rows for number, rows in enumerate(parts)}
+
+
+def _partitioner(plan: PartitionPlan, count: int, classes: int, seed: int) -> Any:
+    from flwr_datasets import partitioner as kinds
+
+    if plan.kind == "dirichlet":
+        return kinds.DirichletPartitioner(
+            num_partitions=count, partition_by="label", alpha=plan.alpha, min_partition_size=plan.minimum, seed=seed
+        )
+    if plan.kind == "pathological":
+        if plan.classes > classes:
+            raise DataError(f"partition.classes={plan.classes}", f"expected at most {classes}, the number of classes")
+        return kinds.PathologicalPartitioner(
+            num_partitions=count,
+            partition_by="label",
+            num_classes_per_partition=plan.classes,
+            class_assignment_mode="first-deterministic",
+            seed=seed,
+        )
+    return kinds.IidPartitioner(num_partitions=count)
+
+
+def _by_owner(examples: Examples, count: int, minimum: int, seed: int) -> dict[str, NDArray[np.int64]]:
+    """One client for each natural owner; `count` of them, drawn at random, if there are more with enough examples."""
+    if not examples.groups:
+        raise DataError("partition.kind = 'natural'", "expected data with owners", "choose another kind of partition")
+    from datasets import Dataset
+    from flwr_datasets.partitioner import NaturalIdPartitioner
+
+    names, sizes = np.unique(np.asarray(examples.groups), return_counts=True)
+    owners = names[sizes >= minimum]
+    if len(owners) < count:
+        raise DataError(
+            f"clients.count={count}",
+            f"expected at most {len(owners)}, the owners with at least {minimum} examples",
+            "lower clients.count or partition.minimum",
+        )
+    chosen = np.sort(numpy_rng(seed, "owners").choice(owners, count, replace=False))
+    kept = np.flatnonzero(np.isin(np.asarray(examples.groups), chosen))
+    partitioner = NaturalIdPartitioner(partition_by="owner")
+    partitioner.dataset = Dataset.from_dict({"row": kept, "owner": [examples.groups[row] for row in kept]})
+    parts = [np.asarray(partitioner.load_partition(k)["row"], dtype=np.int64) for k in range(count)]
+    return {examples.groups[rows[0]]: rows for rows in sorted(parts, key=lambda rows: examples.groups[rows[0]])}

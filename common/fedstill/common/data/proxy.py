@@ -1,0 +1,68 @@
+"""The proxy set: public, unlabelled samples that every side holds, and the digest by which they agree on it."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fedstill.common.errors import ConfigError, KnowledgeError, Reason
+from fedstill.common.seeding import numpy_rng
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ProxySet:
+    """Public inputs of one task; a sample's id is its row.
+
+    Attributes:
+        inputs: (P, …) inputs as the models read them.
+        digest: SHA-256 of content, shape and type, hexadecimal.
+    """
+
+    inputs: Tensor
+    digest: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "digest", content_digest(self.inputs))
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+    def at(self, samples: NDArray[np.int64]) -> Tensor:
+        """Inputs of those samples.
+
+        Raises:
+            KnowledgeError: if an id is outside the set.
+        """
+        if len(samples) and (samples.min() < 0 or samples.max() >= len(self)):
+            raise KnowledgeError(
+                f"proxy sample {samples.min() if samples.min() < 0 else samples.max()}",
+                f"expected 0 to {len(self) - 1}",
+                reason=Reason.SAMPLES,
+            )
+        if len(samples) == len(self) and (samples == np.arange(len(self))).all():
+            return self.inputs
+        return self.inputs[samples.tolist()]
+
+    def draw(self, count: int, *, seed: int) -> NDArray[np.int64]:
+        """The ids of `count` samples, sorted; all of them for `count` 0.
+
+        Raises:
+            ConfigError: if the set is smaller than that.
+        """
+        if count == 0 or count == len(self):
+            return np.arange(len(self), dtype=np.int64)
+        if count > len(self):
+            raise ConfigError(f"proxy.per-round={count}", f"expected at most {len(self)}, the size of the proxy set")
+        return np.sort(numpy_rng(seed, "proxy").choice(len(self), count, replace=False)).astype(np.int64)
+
+
+def content_digest(inputs: Tensor) -> str:
+    """SHA-256 of a tensor's type, shape and content, independent of its memory layout."""
+    array = np.ascontiguousarray(inputs.numpy())
+    digest = hashlib.sha256(f"{array.dtype.str}{array.shape}".encode())
+    digest.update(array.tobytes())
+    return digest.hexdigest()

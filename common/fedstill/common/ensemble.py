@@ -1,0 +1,131 @@
+"""Aggregation of predictions and of weights: pure functions, accumulated in float64, tested with exact numbers.
+
+Contributions are aligned by sample id and class name. A class that only some clients know is averaged over those clients
+alone, and probabilities are then brought back to a sum of 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from fedstill.common.errors import KnowledgeError
+from fedstill.common.knowledge import Form, Parameters, SoftLabels
+from fedstill.common.labels import Classes, ordered, positions
+from fedstill.common.outputs import output_kind
+
+
+def mean_soft_labels(
+    opinions: Sequence[SoftLabels], weights: Sequence[float] | None = None, *, space: Classes
+) -> SoftLabels:
+    """Weighted mean of predictions: q_c(x) ∝ Σ_k w_k p_kc(x) / Σ_k w_k over the clients k that know x and c.
+
+    Args:
+        opinions: at least one; same output kind, form and temperature; any samples, any classes of `space`.
+        weights: one weight ≥ 0 for each opinion, or None for equal ones.
+        space: the task's label space; its order is the result's.
+
+    Returns:
+        The mean over every sample and class that at least one opinion has.
+
+    Raises:
+        KnowledgeError: if the opinions do not go together.
+    """
+    first = _same(opinions)
+    shares = np.ones(len(opinions)) if weights is None else np.asarray(weights, dtype=np.float64)
+    if len(shares) != len(opinions) or (shares < 0).any() or not shares.sum() > 0:
+        raise KnowledgeError(f"weights {shares.tolist()}", f"expected {len(opinions)} numbers >= 0, not all 0")
+    classes = ordered((name for opinion in opinions for name in opinion.classes), space)
+    samples = np.unique(np.concatenate([opinion.samples for opinion in opinions]))
+    shape = (len(samples), *first.values.shape[1:-1], len(classes))
+    total = np.zeros(shape)
+    weight = np.zeros(shape)
+    for opinion, share in zip(opinions, shares, strict=True):
+        rows = np.searchsorted(samples, opinion.samples)
+        where = (rows[:, None], ..., positions(opinion.classes, classes))
+        _add(total, where, share * np.moveaxis(opinion.values.astype(np.float64), -1, 1))
+        _add(weight, where, np.full(np.moveaxis(opinion.values, -1, 1).shape, share))
+    mean = np.divide(total, weight, out=np.zeros_like(total), where=weight > 0)
+    return SoftLabels(
+        output=first.output,
+        classes=classes,
+        samples=samples,
+        values=_normalised(mean, first.output, first.form).astype(np.float32),
+        temperature=first.temperature,
+        form=first.form,
+    )
+
+
+def sharpened(labels: SoftLabels, temperature: float) -> SoftLabels:
+    """Entropy reduction of an aggregate: softmax(q / T) of its probabilities (DS-FL, Itahara et al. 2021, eq. 8).
+
+    Args:
+        labels: probabilities.
+        temperature: T > 0; below 1 / ln 2 it makes two-class labels harder, and 0.1 nearly hard.
+    """
+    kind = output_kind(labels.output)
+    hard = kind.sharpen(torch.from_numpy(labels.values).double(), temperature).float().numpy()
+    return SoftLabels(labels.output, labels.classes, labels.samples, hard, 1.0, labels.form)
+
+
+def mean_parameters(opinions: Sequence[Parameters], weights: Sequence[float]) -> Parameters:
+    """Weighted mean of models of one architecture: Σ_k w_k θ_k / Σ_k w_k (McMahan et al. 2017, algorithm 1).
+
+    Accumulated in float64 and given back in each array's own type (integers rounded).
+
+    Raises:
+        KnowledgeError: if the models differ.
+    """
+    if not opinions:
+        raise KnowledgeError("no parameters", "expected at least one model")
+    first = opinions[0]
+    for other in opinions[1:]:
+        if other.model != first.model or _shapes(other) != _shapes(first):
+            raise KnowledgeError(f"models '{first.model}' and '{other.model}'", "expected one architecture")
+    total = float(np.sum(np.asarray(weights, dtype=np.float64)))
+    if len(weights) != len(opinions) or not total > 0:
+        raise KnowledgeError(f"weights {list(weights)}", f"expected {len(opinions)} numbers >= 0, not all 0")
+    averaged = {}
+    for name, array in first.weights.items():
+        mean = sum(w * o.weights[name].astype(np.float64) for w, o in zip(weights, opinions, strict=True)) / total
+        averaged[name] = (np.rint(mean) if array.dtype.kind in "iu" else np.asarray(mean)).astype(array.dtype)
+    return Parameters(first.model, averaged)
+
+
+def _same(opinions: Sequence[SoftLabels]) -> SoftLabels:
+    if not opinions:
+        raise KnowledgeError("no predictions", "expected at least one contribution")
+    first = opinions[0]
+    for other in opinions[1:]:
+        for what in ("output", "form", "temperature"):
+            if getattr(other, what) != getattr(first, what):
+                raise KnowledgeError(
+                    f"predictions of {what} {getattr(first, what)} and {getattr(other, what)}", "expected the same"
+                )
+        if other.values.shape[1:-1] != first.values.shape[1:-1]:
+            raise KnowledgeError(
+                f"predictions at {first.values.shape[1:-1]} and {other.values.shape[1:-1]} positions",
+                "expected the same",
+            )
+    return first
+
+
+def _add(into: NDArray[np.float64], where: tuple[object, ...], values: NDArray[np.float64]) -> None:
+    # Rows and columns are unique within one opinion, so that += touches every cell once. NumPy puts the two advanced
+    # indices first: values have their class axis moved to 1.
+    into[where] += values  # type: ignore[index]
+
+
+def _normalised(mean: NDArray[np.float64], output: str, form: Form) -> NDArray[np.float64]:
+    if form != "probabilities" or output != "categorical":
+        return mean
+    total: NDArray[np.float64] = mean.sum(-1, keepdims=True)
+    even = np.full_like(mean, 1 / mean.shape[-1])
+    return np.divide(mean, total, out=even, where=total > 0)
+
+
+def _shapes(parameters: Parameters) -> dict[str, tuple[int, ...]]:
+    return {name: array.shape for name, array in parameters.weights.items()}

@@ -1,0 +1,178 @@
+"""Training and prediction of one torch model: the two loops that everything else is made of.
+
+Batches are slices of whole tensors (no DataLoader: workers cost more than they give at these sizes), convolutions run in
+channels-last layout (1.5 × on a CPU), and bf16 is an option (2 ×). Both loops are deterministic for a given generator.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from fedstill.common import check
+from fedstill.common.seeding import torch_rng, torch_seeded
+
+Loss = Callable[..., Tensor]
+"""(logits, *targets of the batch) → scalar."""
+
+
+@dataclass(frozen=True, slots=True)
+class Training:
+    """How a model is trained.
+
+    Attributes:
+        epochs: passes over a client's private data in one round.
+        batch_size: samples a step.
+        learning_rate: of the optimiser.
+        optimizer: "adam" or "sgd" (momentum 0.9).
+        weight_decay: L2 penalty.
+        precision: "fp32", or "bf16" (weights, activations and gradients; the optimiser's weights stay fp32).
+        channels_last: memory layout of images.
+    """
+
+    epochs: int = 2
+    batch_size: int = 64
+    learning_rate: float = 1e-3
+    optimizer: Literal["adam", "sgd"] = "adam"
+    weight_decay: float = 0.0
+    precision: Literal["fp32", "bf16"] = "fp32"
+    channels_last: bool = True
+
+    def __post_init__(self) -> None:
+        check.at_least(1, training_epochs=self.epochs, training_batch_size=self.batch_size)
+        check.positive(training_learning_rate=self.learning_rate)
+        check.at_least(0, training_weight_decay=self.weight_decay)
+        check.one_of(("adam", "sgd"), training_optimizer=self.optimizer)
+        check.one_of(("fp32", "bf16"), training_precision=self.precision)
+
+
+def fit(
+    model: nn.Module,
+    inputs: Tensor,
+    targets: Sequence[Tensor],
+    loss: Loss,
+    *,
+    training: Training,
+    epochs: int,
+    seed: int,
+) -> float:
+    """Train a model in place with a fresh optimiser.
+
+    Args:
+        model: float32 weights.
+        inputs: (N, …).
+        targets: any number of tensors of length N, given to `loss` batch by batch.
+        loss: of (logits, *targets).
+        training: batch size, optimiser, precision.
+        epochs: passes over the data; 0 does nothing.
+        seed: of the order of samples and of dropout.
+
+    Returns:
+        Mean loss of the last epoch; NaN if nothing was trained.
+    """
+    count = len(inputs)
+    mean = float("nan")
+    if not count or not epochs:
+        return mean
+    order = torch_rng(seed, "order")
+    inputs = _arranged(inputs, training)
+    with _compute(model, training) as (run, step), torch_seeded(seed, "dropout"):
+        model.train()
+        for _ in range(epochs):
+            total = torch.zeros((), dtype=torch.float64)
+            rows = torch.randperm(count, generator=order)
+            for batch in rows.split(training.batch_size):
+                value = loss(run(inputs[batch]), *(target[batch] for target in targets))
+                step(value)
+                total += value.detach() * len(batch)
+            mean = float(total) / count
+    return mean
+
+
+@torch.inference_mode()
+def predict(model: nn.Module, inputs: Tensor, *, training: Training, batch_size: int = 512) -> Tensor:
+    """Raw outputs in float32: (N, …, C). Leaves the model in evaluation mode."""
+    inputs = _arranged(inputs, training)
+    with _compute(model, training) as (run, _):
+        model.eval()
+        return torch.cat([run(batch) for batch in inputs.split(batch_size)])
+
+
+Run = Callable[[Tensor], Tensor]
+Step = Callable[[Tensor], None]
+
+
+@contextmanager
+def _compute(model: nn.Module, training: Training) -> Iterator[tuple[Run, Step]]:
+    """Forward pass and optimiser step in the wanted layout and precision; the model is as before afterwards."""
+    if training.channels_last:
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if training.precision == "bf16":
+        yield from _in_bf16(model, training)
+    else:
+        optimizer = _optimizer(list(model.parameters()), training) if torch.is_grad_enabled() else None
+
+        def step(value: Tensor) -> None:
+            if optimizer is not None:
+                optimizer.zero_grad()
+                value.backward()  # type: ignore[no-untyped-call]
+                optimizer.step()
+
+        yield model, step
+
+
+def _in_bf16(model: nn.Module, training: Training) -> Iterator[tuple[Run, Step]]:
+    # bf16 keeps 8 bits of a number: small updates would vanish, so the optimiser works on fp32 copies of the weights.
+    weights = list(model.parameters())
+    masters = [weight.detach().clone().requires_grad_() for weight in weights]
+    buffers = {name: value.clone() for name, value in model.named_buffers()}
+    optimizer = _optimizer(masters, training) if torch.is_grad_enabled() else None
+    model.to(torch.bfloat16)
+
+    def run(inputs: Tensor) -> Tensor:
+        outputs: Tensor = model(inputs.to(torch.bfloat16) if inputs.is_floating_point() else inputs)
+        return outputs.float()
+
+    def step(value: Tensor) -> None:
+        if optimizer is None:
+            return
+        value.backward()  # type: ignore[no-untyped-call]
+        for master, weight in zip(masters, weights, strict=True):
+            master.grad, weight.grad = None if weight.grad is None else weight.grad.float(), None
+        optimizer.step()
+        with torch.no_grad():
+            torch._foreach_copy_(weights, masters)
+
+    try:
+        yield run, step
+    finally:
+        trained = {name: value.float() for name, value in model.named_buffers() if value.is_floating_point()}
+        model.float()
+        with torch.no_grad():
+            for weight, master in zip(weights, masters, strict=True):
+                weight.copy_(master)
+            if optimizer is None:
+                for name, value in model.named_buffers():
+                    value.copy_(buffers[name])
+            else:
+                for name, value in model.named_buffers():
+                    value.copy_(trained.get(name, value))
+
+
+def _optimizer(weights: list[Tensor], training: Training) -> torch.optim.Optimizer:
+    if training.optimizer == "sgd":
+        return torch.optim.SGD(
+            weights, training.learning_rate, momentum=0.9, weight_decay=training.weight_decay, fused=True
+        )
+    return torch.optim.Adam(weights, training.learning_rate, weight_decay=training.weight_decay, fused=True)
+
+
+def _arranged(inputs: Tensor, training: Training) -> Tensor:
+    if inputs.dim() == 4 and training.channels_last:
+        return inputs.contiguous(memory_format=torch.channels_last)
+    return inputs

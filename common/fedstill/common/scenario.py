@@ -1,0 +1,498 @@
+"""A scenario describes a run: tasks, clients, method, training, teacher, rounds. One TOML file, validated once.
+
+The same keys, flattened with dots, are `fedstill simulate --set key=value` and Flower's run_config, so that
+`--set algorithm.temperature=2` and `flwr run . --run-config "algorithm.temperature=2"` mean the same.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from functools import lru_cache
+from importlib.metadata import entry_points
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from fedstill.common import check
+from fedstill.common.algorithm import Algorithm
+from fedstill.common.errors import ConfigError, nearest
+from fedstill.common.learning import Training
+from fedstill.common.registry import ALGORITHMS, TASKS
+from fedstill.common.task import Task
+
+SCENARIO_GROUP = "fedstill.scenarios"
+"""Entry points of packages that hold named scenarios as TOML files."""
+
+_STRICT = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
+
+
+@dataclass(frozen=True, slots=True)
+class ProxyPlan:
+    """The public samples of a task.
+
+    Attributes:
+        samples: how many are taken from the data set, before the clients get theirs.
+        per_round: how many of them a round is about, drawn anew each round; 0 for all.
+    """
+
+    samples: int = 500
+    per_round: int = 0
+
+    def __post_init__(self) -> None:
+        check.at_least(1, proxy_samples=self.samples)
+        check.at_least(0, proxy_per_round=self.per_round)
+        if self.per_round > self.samples:
+            raise ConfigError(
+                f"proxy.per-round={self.per_round}", f"expected at most proxy.samples={self.samples}", "lower it"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class PartitionPlan:
+    """How a data set is split over the clients (partitioners of flwr-datasets).
+
+    Attributes:
+        kind: "iid", "dirichlet" (label skew), "pathological" (a few classes each), "natural" (by owner).
+        alpha: of the Dirichlet distribution; the smaller, the more skewed.
+        classes: classes of each client, for "pathological".
+        minimum: fewest examples of a client.
+    """
+
+    kind: Literal["iid", "dirichlet", "pathological", "natural"] = "iid"
+    alpha: float = 0.5
+    classes: int = 2
+    minimum: int = 10
+
+    def __post_init__(self) -> None:
+        check.positive(partition_alpha=self.alpha)
+        check.at_least(1, partition_classes=self.classes, partition_minimum=self.minimum)
+
+
+@dataclass(frozen=True, slots=True)
+class TaskPlan:
+    """One task of a run.
+
+    Attributes:
+        task: its kind with its options.
+        models: architectures of the clients, in turn.
+        teacher: architecture of the server's model; "" for the last of `models`.
+        proxy: its public samples.
+        partition: how its data is split over clients.
+        private: how many examples the clients share among themselves; 0 for all that are left.
+        holdout: share of a client's own data that it keeps aside to measure itself.
+        test: at most so many samples of the data set's test part are used; 0 for all.
+        label_space: "shared" (every model knows all classes) or "own" (a model knows its client's classes only).
+        clients: which clients have the task, by number; () for all.
+    """
+
+    task: Task
+    models: tuple[str, ...]
+    teacher: str = ""
+    proxy: ProxyPlan = field(default_factory=ProxyPlan)
+    partition: PartitionPlan = field(default_factory=PartitionPlan)
+    private: int = 0
+    holdout: float = 0.2
+    test: int = 2000
+    label_space: Literal["shared", "own"] = "shared"
+    clients: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.models:
+            raise ConfigError("models = []", "expected at least one architecture", "see 'fedstill list models'")
+        check.at_least(0, private=self.private, test=self.test)
+        if not 0 <= self.holdout < 1:
+            raise ConfigError(f"holdout={self.holdout}", "expected 0 <= value < 1")
+
+    def model(self, client: int) -> str:
+        """The architecture of that client."""
+        return self.models[client % len(self.models)]
+
+    @property
+    def server_model(self) -> str:
+        """The architecture of the server's model."""
+        return self.teacher or self.models[-1]
+
+
+@dataclass(frozen=True, slots=True)
+class Clients:
+    """Who takes part.
+
+    Attributes:
+        count: number of clients.
+        cohort: share of them that works in a round, sampled anew each round.
+        quorum: share of a cohort that must answer for the round to count.
+    """
+
+    count: int = 8
+    cohort: float = 1.0
+    quorum: float = 0.5
+
+    def __post_init__(self) -> None:
+        check.at_least(1, clients_count=self.count)
+        check.fraction(clients_cohort=self.cohort, clients_quorum=self.quorum)
+
+
+@dataclass(frozen=True, slots=True)
+class Rounds:
+    """When a round ends.
+
+    Attributes:
+        count: rounds of the run.
+        deadline: seconds from sending to the last answer that still counts.
+        attempts: how often a round below quorum is tried before the run gives up.
+        largest_message: bytes; a larger contribution is refused before it is read.
+    """
+
+    count: int = 10
+    deadline: float = 600.0
+    attempts: int = 3
+    largest_message: int = 256 * 1024 * 1024
+
+    def __post_init__(self) -> None:
+        check.at_least(1, rounds_count=self.count, rounds_attempts=self.attempts)
+        check.at_least(1, rounds_largest_message=self.largest_message)
+        check.positive(rounds_deadline=self.deadline)
+
+
+@dataclass(frozen=True, slots=True)
+class Plugin:
+    """A plug-in that only one side knows, by name, with its options as they stand in the file."""
+
+    name: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Scenario:
+    """A whole run.
+
+    Attributes:
+        tasks: by name; a client may have several.
+        algorithm: the method.
+        name, description: for people.
+        seed: of everything.
+        alone: measure each client's model trained alone for the same number of steps, once at the start.
+        codec: how arrays are packed for the wire.
+        clients, rounds, training: see there.
+        teacher: the server's part in distillation.
+    """
+
+    tasks: Mapping[str, TaskPlan]
+    algorithm: Algorithm
+    name: str = "unnamed"
+    description: str = ""
+    seed: int = 1
+    alone: bool = True
+    codec: str = "raw"
+    clients: Clients = field(default_factory=Clients)
+    rounds: Rounds = field(default_factory=Rounds)
+    training: Training = field(default_factory=Training)
+    teacher: Plugin = field(default_factory=lambda: Plugin("consensus"))
+
+    def __post_init__(self) -> None:
+        if not self.tasks:
+            raise ConfigError("tasks = {}", "expected at least one task", "add a table [tasks.NAME]")
+        for name, plan in self.tasks.items():
+            if plan.task.output not in self.algorithm.outputs:
+                raise ConfigError(
+                    f"algorithm '{self.algorithm.name}' with task '{name}' of output kind '{plan.task.output}'",
+                    f"expected one of {', '.join(sorted(self.algorithm.outputs))}",
+                    "choose another algorithm",
+                )
+            for client in plan.clients:
+                if not 0 <= client < self.clients.count:
+                    raise ConfigError(
+                        f"tasks.{name}.clients holds {client}", f"expected 0 to {self.clients.count - 1}"
+                    )
+
+
+_SECTIONS: dict[str, type] = {"clients": Clients, "rounds": Rounds, "training": Training}
+_SCALARS: dict[str, type] = {"name": str, "description": str, "seed": int, "alone": bool, "codec": str}
+
+
+def parse(table: Mapping[str, Any]) -> Scenario:
+    """A scenario from the tables of a TOML file.
+
+    Raises:
+        ConfigError: for an unknown key (naming the nearest), a wrong type or a value outside its range.
+    """
+    known = {*_SCALARS, *_SECTIONS, "tasks", "algorithm", "teacher"}
+    _refuse_unknown(table, known, "")
+    parts: dict[str, Any] = {key: _typed(kind, table[key], key) for key, kind in _SCALARS.items() if key in table}
+    parts |= {key: _typed(kind, _table(table, key), key) for key, kind in _SECTIONS.items() if key in table}
+    if "teacher" in table:
+        options = dict(_table(table, "teacher"))
+        parts["teacher"] = Plugin(str(options.pop("kind", "consensus")), options)
+    return Scenario(
+        tasks={name: _task_plan(name, _table(table["tasks"], name)) for name in _table(table, "tasks")},
+        algorithm=_plugin(ALGORITHMS, _table(table, "algorithm"), "algorithm", key="name"),
+        **parts,
+    )
+
+
+def build(kind: type, options: Mapping[str, Any], where: str) -> Any:
+    """A plug-in's dataclass from the options of a table.
+
+    Raises:
+        ConfigError: for an unknown key, a wrong type or a value outside its range.
+    """
+    return _typed(kind, options, where)
+
+
+def _task_plan(name: str, table: Mapping[str, Any]) -> TaskPlan:
+    where = f"tasks.{name}"
+    own = {_kebab(f.name): f for f in fields(TaskPlan) if f.name != "task"}
+    rest = {key: value for key, value in table.items() if key not in own}
+    task = _plugin(TASKS, rest, where, key="kind", also=own)
+    parts: dict[str, Any] = {}
+    for key in own.keys() & table.keys():
+        value = table[key]
+        if key in ("proxy", "partition"):
+            parts[key] = _typed({"proxy": ProxyPlan, "partition": PartitionPlan}[key], value, f"{where}.{key}")
+        else:
+            parts[key.replace("-", "_")] = _typed(_PLAN_TYPES[key], _listed(value, _PLAN_TYPES[key]), f"{where}.{key}")
+    if "models" not in parts:
+        raise ConfigError(f"{where} without 'models'", "expected models = [\"…\"]", "see 'fedstill list models'")
+    return TaskPlan(task=task, **parts)
+
+
+_PLAN_TYPES: dict[str, Any] = {
+    "models": tuple[str, ...],
+    "teacher": str,
+    "private": int,
+    "holdout": float,
+    "test": int,
+    "label-space": Literal["shared", "own"],
+    "clients": tuple[int, ...],
+}
+
+
+def _plugin(registry: Any, table: Mapping[str, Any], where: str, *, key: str, also: Mapping[str, Any] = {}) -> Any:
+    options = dict(table)
+    if key not in options:
+        raise ConfigError(
+            f"{where} without '{key}'", f"expected the name of {_article(registry.kind)}", nearest("", registry.names())
+        )
+    kind = registry.get(str(options.pop(key)))
+    _refuse_unknown(options, {*_option_names(kind), *also}, where, also_known={key})
+    return _typed(kind, options, where)
+
+
+def _article(noun: str) -> str:
+    return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
+
+
+def _table(table: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    value = table.get(key, {})
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"{key} = {value!r}", f"expected a table [{key}]")
+    return value
+
+
+def _listed(value: Any, kind: Any) -> Any:
+    """run_config and --set know no lists: "a,b" stands for ["a", "b"]."""
+    if isinstance(value, str) and str(kind).startswith("tuple"):
+        return [part.strip() for part in value.split(",") if part.strip()]
+    if isinstance(value, int) and not isinstance(value, bool) and kind == tuple[int, ...]:
+        return [value]
+    return value
+
+
+def _option_names(kind: type) -> list[str]:
+    return [_kebab(f.name) for f in fields(kind) if f.init] if is_dataclass(kind) else []
+
+
+def _refuse_unknown(
+    table: Mapping[str, Any], known: set[str], where: str, *, also_known: set[str] = frozenset()  # type: ignore[assignment]
+) -> None:
+    for key in table:
+        if key not in known:
+            path = f"{where}.{key}" if where else key
+            raise ConfigError(f"unknown key '{path}'", "expected a key of this table", nearest(key, known | also_known))
+
+
+def _typed(kind: Any, value: Any, where: str) -> Any:
+    if is_dataclass(kind) and isinstance(kind, type):
+        if not isinstance(value, Mapping):
+            raise ConfigError(f"{where} = {value!r}", f"expected a table [{where}]")
+        _refuse_unknown(value, set(_option_names(kind)), where)
+        value = {key.replace("-", "_"): item for key, item in value.items()}
+    try:
+        return _adapter(kind).validate_python(value)
+    except ValidationError as error:
+        first = error.errors()[0]
+        path = ".".join([where, *(_kebab(str(part)) for part in first["loc"])])
+        raise ConfigError(f"{path} = {first.get('input')!r}", first["msg"].lower()) from None
+
+
+@lru_cache
+def _adapter(kind: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(kind) if is_dataclass(kind) else TypeAdapter(kind, config=_STRICT)
+
+
+def _kebab(name: str) -> str:
+    return name.replace("_", "-")
+
+
+def dump(scenario: Scenario) -> dict[str, Any]:
+    """The tables of a scenario, with every default written out: `parse(dump(s))` is `s` again."""
+    table: dict[str, Any] = {key: getattr(scenario, key) for key in _SCALARS}
+    table |= {key: _options(getattr(scenario, key)) for key in _SECTIONS}
+    table["algorithm"] = {"name": scenario.algorithm.name, **_options(scenario.algorithm)}
+    table["teacher"] = {"kind": scenario.teacher.name, **scenario.teacher.options}
+    table["tasks"] = {}
+    for name, plan in scenario.tasks.items():
+        own = _options(plan)
+        own.pop("task")
+        table["tasks"][name] = {"kind": plan.task.name, **_options(plan.task), **own}
+    return table
+
+
+def _options(value: Any) -> dict[str, Any]:
+    """Fields of a dataclass as TOML values; None is left out, for TOML has none."""
+    found: dict[str, Any] = {}
+    for part in fields(value):
+        item = getattr(value, part.name)
+        if is_dataclass(item):
+            found[_kebab(part.name)] = _options(item)
+        elif isinstance(item, tuple):
+            found[_kebab(part.name)] = list(item)
+        elif item is not None:
+            found[_kebab(part.name)] = item
+    return found
+
+
+def override(table: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """The tables of a scenario with some dotted keys changed.
+
+    Another algorithm or teacher takes none of the options of the one it replaces.
+
+    Raises:
+        ConfigError: if a dotted key leads through something that is no table.
+    """
+    result = _deep(table)
+    for key in sorted(changes, key=lambda name: name not in ("algorithm.name", "teacher.kind")):
+        *path, last = key.split(".")
+        place = result
+        for part in path:
+            place = place.setdefault(part, {})
+            if not isinstance(place, dict):
+                raise ConfigError(f"key '{key}'", f"expected a table at '{part}'")
+        if key in ("algorithm.name", "teacher.kind") and place.get(last) != changes[key]:
+            place.clear()
+        place[last] = changes[key]
+    return result
+
+
+def _deep(table: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: _deep(value) if isinstance(value, Mapping) else value for key, value in table.items()}
+
+
+def value_of(text: str) -> Any:
+    """The TOML value that a word on the command line stands for; a bare word is a string."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def named_scenarios() -> dict[str, str]:
+    """Every named scenario and its TOML text."""
+    found: dict[str, str] = {}
+    for point in entry_points(group=SCENARIO_GROUP):
+        for entry in files(point.value).iterdir():
+            if entry.name.endswith(".toml"):
+                found[entry.name.removesuffix(".toml")] = entry.read_text(encoding="utf-8")
+    return dict(sorted(found.items()))
+
+
+def read_table(name: str) -> dict[str, Any]:
+    """The tables of a scenario by its name, or of a TOML file by its path.
+
+    Raises:
+        ConfigError: if there is no such scenario, or the file is no TOML.
+    """
+    named = named_scenarios()
+    if name in named:
+        return _toml(named[name], name)
+    path = Path(name)
+    if path.suffix == ".toml" or path.is_file():
+        try:
+            return _toml(path.read_text(encoding="utf-8"), name)
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"scenario file '{name}'", f"cannot be read: {error}") from None
+    raise ConfigError(f"scenario '{name}'", "expected a known scenario or a .toml file", nearest(name, named))
+
+
+def _toml(text: str, name: str) -> dict[str, Any]:
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"scenario '{name}'", f"is no TOML: {error}") from None
+
+
+RUN_CONFIG_OWN = ("scenario", "toml", "set", "data-dir", "run-dir")
+"""Keys of Flower's run_config that are not keys of a scenario."""
+
+
+def from_run_config(config: Mapping[str, Any]) -> Scenario:
+    """The scenario that Flower's flat run_config describes.
+
+    `toml` holds a whole scenario (the local engine's way), else `scenario` names one; any other key with a value other
+    than "" changes it, and `set` holds further changes as "key=value key=value".
+
+    Raises:
+        ConfigError: see `parse`.
+    """
+    text = str(config.get("toml", ""))
+    table = _toml(text, "toml") if text else read_table(str(config.get("scenario", "")) or "digits")
+    changes = {key: value for key, value in config.items() if key not in RUN_CONFIG_OWN and value != ""}
+    for word in str(config.get("set", "")).split():
+        key, _, value = word.partition("=")
+        changes[key] = value_of(value)
+    return _parsed(to_toml(override(table, changes)))
+
+
+@lru_cache(maxsize=8)
+def _parsed(text: str) -> Scenario:
+    return parse(_toml(text, "run_config"))
+
+
+def to_toml(table: Mapping[str, Any]) -> str:
+    """TOML text of tables."""
+    import tomli_w
+
+    return tomli_w.dumps(table)
+
+
+def single_task(
+    task: Task | TaskPlan,
+    model: str = "",
+    *,
+    clients: int,
+    seed: int = 1,
+    algorithm: Algorithm | None = None,
+    **others: Any,
+) -> Scenario:
+    """A scenario of one task, made in Python: what the library's users get who write no TOML.
+
+    Args:
+        task: what all clients learn; a `TaskPlan` where the proxy set or the partition matters.
+        model: architecture of the students; "" for the plan's own.
+        clients: how many clients there are.
+        seed: of everything; both sides need the same.
+        algorithm: the method; only the server needs it.
+        others: further attributes of `Scenario`.
+    """
+    plan = task if isinstance(task, TaskPlan) else TaskPlan(task=task, models=(model,))
+    return Scenario(
+        tasks={plan.task.name: replace(plan, models=(model,)) if model else plan},
+        algorithm=algorithm or ALGORITHMS.get("fedmd")(),
+        seed=seed,
+        clients=Clients(count=clients),
+        **others,
+    )

@@ -1,0 +1,214 @@
+"""What a method may use on each side: the model, the proxy set, and four verbs (fit, predict, distil, soft labels).
+
+An algorithm sees nothing else: no Flower, no files, no wire. `Client` adds the private data, `Server` what is known of
+the clients.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from fedstill.common.data.proxy import ProxySet
+from fedstill.common.errors import KnowledgeError, UnsupportedError
+from fedstill.common.knowledge import Form, Parameters, SoftLabels
+from fedstill.common.labels import ordered, positions
+from fedstill.common.learning import Loss, Training, fit, predict
+from fedstill.common.losses import score_loss, soft_label_loss
+from fedstill.common.seeding import derive
+from fedstill.common.task import Examples, TaskSpec
+
+Memory = dict[str, Tensor]
+"""State of a method that outlives a round, by name; it is saved with the model."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Side:
+    """One side's view of one task in one round.
+
+    Attributes:
+        spec: the task, over the classes that this side's model knows.
+        model_name: architecture.
+        model: the student on a client, the shared teacher or global model on the server.
+        proxy: the public samples.
+        samples: ids of the proxy samples that this round is about.
+        training: how models are trained.
+        seed: of (run, round, side, task).
+        round: number of the round, from 1.
+        memory: what the method keeps between rounds.
+    """
+
+    spec: TaskSpec
+    model_name: str
+    model: nn.Module
+    proxy: ProxySet
+    samples: NDArray[np.int64]
+    training: Training
+    seed: int
+    round: int
+    memory: Memory = field(default_factory=dict)
+
+    def fit(self, inputs: Tensor, targets: Sequence[Tensor], loss: Loss, *, epochs: int, purpose: str) -> float:
+        """Train the model; `purpose` names this use of chance, once a round. Returns the last epoch's mean loss."""
+        return fit(
+            self.model, inputs, targets, loss, training=self.training, epochs=epochs, seed=derive(self.seed, purpose)
+        )
+
+    def predict(self, inputs: Tensor) -> Tensor:
+        """Raw outputs of the model, float32 (N, …, C)."""
+        return predict(self.model, inputs, training=self.training)
+
+    def soft_labels(self, *, temperature: float = 1.0, form: Form = "probabilities") -> SoftLabels:
+        """The model's predictions on this round's proxy samples."""
+        logits = self.predict(self.proxy.at(self.samples))
+        values = self.spec.kind.soften(logits, temperature) if form == "probabilities" else logits
+        return SoftLabels(self.spec.output, self.spec.classes, self.samples, values.numpy(), temperature, form)
+
+    def distil(self, teacher: SoftLabels, *, epochs: int, loss: Loss | None = None) -> float:
+        """Train the model towards a teacher's predictions on proxy samples.
+
+        The teacher's classes that this model lacks are left out; a sample then counts as much as the teacher's mass on
+        the classes that remain. Classes that the teacher lacks are left alone.
+
+        Args:
+            teacher: soft labels (KL at their temperature) or raw scores (mean absolute difference).
+            epochs: passes over the samples.
+            loss: (logits over the shared classes, values, weights) → scalar, instead of the usual one.
+
+        Returns:
+            Mean loss of the last epoch.
+        """
+        shared = ordered(teacher.classes, self.spec.classes)
+        if not shared:
+            return float("nan")
+        own = torch.from_numpy(positions(shared, self.spec.classes))
+        theirs = torch.from_numpy(positions(shared, teacher.classes))
+        values = torch.from_numpy(teacher.values)
+        weights = torch.ones(len(values))
+        if teacher.form == "logits":
+            values = values[..., theirs]
+        elif len(shared) < len(teacher.classes):
+            values, weights = self.spec.kind.restrict(values, theirs)
+        chosen = loss or _usual_loss(self.spec, teacher)
+        return self.fit(
+            self.proxy.at(teacher.samples),
+            (values, weights),
+            lambda logits, soft, weight: chosen(logits[..., own], soft, weight),
+            epochs=epochs,
+            purpose="distil",
+        )
+
+    def parameters(self) -> Parameters:
+        """The model's weights."""
+        return Parameters(self.model_name, {name: t.numpy().copy() for name, t in self.model.state_dict().items()})
+
+    def load(self, parameters: Parameters) -> None:
+        """Put weights into the model.
+
+        Raises:
+            UnsupportedError: if they belong to another architecture.
+        """
+        own = self.model.state_dict()
+        if parameters.model != self.model_name or {n: tuple(t.shape) for n, t in own.items()} != {
+            n: a.shape for n, a in parameters.weights.items()
+        }:
+            raise UnsupportedError(
+                f"weights of '{parameters.model}' in a model '{self.model_name}'",
+                "expected one architecture",
+                "a method that sends weights needs the same model everywhere",
+            )
+        self.model.load_state_dict({name: torch.from_numpy(a.copy()) for name, a in parameters.weights.items()})
+
+
+@dataclass(slots=True, kw_only=True)
+class Client(Side):
+    """A client's side: `private` never leaves it.
+
+    Attributes:
+        name: the client's name.
+        private: its own examples.
+    """
+
+    name: str
+    private: Examples
+
+    def train(self, loss: Loss | None = None) -> float:
+        """Train the student on the private data for `training.epochs`; returns the last epoch's mean loss."""
+        return self.fit(
+            self.private.inputs,
+            (self.private.targets,),
+            loss or self.spec.kind.loss,
+            epochs=self.training.epochs,
+            purpose="train",
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class ClientInfo:
+    """What the server knows of a client for one task: nothing of its data but their number.
+
+    Attributes:
+        name: the client's name.
+        model: its architecture.
+        parameters: number of the model's weights.
+        examples: number of private examples.
+        classes: what its model can tell apart.
+    """
+
+    name: str
+    model: str
+    parameters: int
+    examples: int
+    classes: tuple[str, ...]
+
+
+@dataclass(slots=True, kw_only=True)
+class Server(Side):
+    """The server's side.
+
+    Attributes:
+        clients: everybody in the run who has the task, by name.
+        rounds: how many rounds the run has.
+        pooled: all private data in one place; only a simulation has it.
+    """
+
+    clients: tuple[ClientInfo, ...] = ()
+    rounds: int = 1
+    pooled: Callable[[], Examples] | None = None
+
+
+def _usual_loss(spec: TaskSpec, teacher: SoftLabels) -> Loss:
+    if teacher.form == "logits":
+        return score_loss
+
+    def loss(logits: Tensor, soft: Tensor, weights: Tensor) -> Tensor:
+        return soft_label_loss(logits, soft, kind=spec.kind, temperature=teacher.temperature, weights=weights)
+
+    return loss
+
+
+def soft_labels_of(knowledge: object) -> SoftLabels:
+    """The knowledge as soft labels.
+
+    Raises:
+        KnowledgeError: if it is of another kind.
+    """
+    if not isinstance(knowledge, SoftLabels):
+        raise KnowledgeError(f"{type(knowledge).__name__}", "expected SoftLabels")
+    return knowledge
+
+
+def parameters_of(knowledge: object) -> Parameters:
+    """The knowledge as weights.
+
+    Raises:
+        KnowledgeError: if it is of another kind.
+    """
+    if not isinstance(knowledge, Parameters):
+        raise KnowledgeError(f"{type(knowledge).__name__}", "expected Parameters")
+    return knowledge

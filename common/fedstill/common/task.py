@@ -1,0 +1,150 @@
+"""A task: what a client wants to predict, the data for it, and how a prediction is measured.
+
+Free of Flower. A new task kind is one file in `tasks/` with a class of the `Task` protocol.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import ClassVar, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fedstill.common.errors import DataError
+from fedstill.common.labels import Classes
+from fedstill.common.outputs import OutputKind, output_kind
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Examples:
+    """Inputs with their targets.
+
+    Attributes:
+        inputs: (N, …): float images (N, channels, height, width), float rows (N, features), int64 token ids (N, length).
+        targets: (N,) int64 class positions, or whatever the output kind's loss takes.
+        groups: natural owner of each example (writer, hospital, domain), or () if the data knows none.
+    """
+
+    inputs: Tensor
+    targets: Tensor
+    groups: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if len(self.inputs) != len(self.targets):
+            raise DataError(f"{len(self.inputs)} inputs with {len(self.targets)} targets", "expected one each")
+        if self.groups and len(self.groups) != len(self.inputs):
+            raise DataError(f"{len(self.inputs)} inputs with {len(self.groups)} groups", "expected one each")
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+    def take(self, rows: Sequence[int] | NDArray[np.int64] | Tensor) -> Examples:
+        """The examples at those rows, in that order."""
+        index = torch.as_tensor(rows, dtype=torch.int64)
+        groups = tuple(self.groups[row] for row in index.tolist()) if self.groups else ()
+        return Examples(self.inputs[index], self.targets[index], groups)
+
+    def with_inputs(self, inputs: Tensor) -> Examples:
+        """The same examples with other inputs (standardised, say)."""
+        return replace(self, inputs=inputs)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TaskData:
+    """What a task reads from its source.
+
+    Attributes:
+        pool: examples that are split into the public proxy set and the clients' private data.
+        classes: the task's whole label space, in the order of the targets.
+        test: examples to measure everybody with, or None: then each client is measured on a part of its own data.
+    """
+
+    pool: Examples
+    classes: Classes
+    test: Examples | None = None
+
+    def __post_init__(self) -> None:
+        for part in (self.pool, self.test):
+            if part is None or part.targets.dtype != torch.int64 or part.targets.dim() != 1 or not len(part):
+                continue
+            low, high = int(part.targets.min()), int(part.targets.max())
+            if low < 0 or high >= len(self.classes):
+                raise DataError(
+                    f"label {low if low < 0 else high}",
+                    f"expected 0 to {len(self.classes) - 1}, the label space of {len(self.classes)} classes",
+                    "correct the labels or name all classes",
+                )
+
+
+@dataclass(frozen=True, slots=True)
+class TaskSpec:
+    """What both sides have to know of a task to exchange knowledge about it.
+
+    Attributes:
+        name: the task's name in the run.
+        output: name of its output kind.
+        modality: "image", "text", "tabular": which models can read it.
+        classes: label space; on a client, the classes that this client's model knows.
+        input_shape: shape of one input.
+    """
+
+    name: str
+    output: str
+    modality: str
+    classes: Classes
+    input_shape: tuple[int, ...]
+
+    @property
+    def kind(self) -> OutputKind:
+        """The output kind itself."""
+        return output_kind(self.output)
+
+    def over(self, classes: Classes) -> TaskSpec:
+        """The same task with another label space."""
+        return replace(self, classes=classes)
+
+
+class Task(Protocol):
+    """One kind of task: a frozen dataclass of options with three methods."""
+
+    name: ClassVar[str]
+    output: ClassVar[str]
+    modality: ClassVar[str]
+
+    def load(self, folder: Path | None) -> TaskData:
+        """Read the data.
+
+        Args:
+            folder: the data folder that the user names, or None; sources that ship with a library do not need it.
+
+        Raises:
+            DataError: if it is missing or broken.
+        """
+
+    def prepare(self, inputs: Tensor, proxy: Tensor) -> Tensor:
+        """Make inputs ready for a model, with nothing but public statistics (those of the raw proxy inputs)."""
+
+    def measure(self, logits: Tensor, targets: Tensor, classes: Classes) -> dict[str, float]:
+        """Measures of raw outputs against true targets; the first is the task's main one, and higher is better."""
+
+
+def find_task_folder(folder: Path | None, source: str) -> Path:
+    """Where a source lies: a folder of that name in the data folder, or the path itself.
+
+    Raises:
+        DataError: if neither is there.
+    """
+    path = Path(source)
+    candidates = [path] if path.is_absolute() or folder is None else [folder / source, path]
+    for candidate in candidates:
+        if candidate.exists():
+            return candidate
+    looked = " or ".join(str(candidate) for candidate in candidates)
+    raise DataError(
+        f"data '{source}'", f"expected it at {looked}", "name the folder of data with --data-dir or FEDSTILL_DATA"
+    )

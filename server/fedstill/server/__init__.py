@@ -1,0 +1,1 @@
+"""The server's side: a Flower ServerApp, the round engine, admission, shared teachers, checkpoints, trackers, report."""

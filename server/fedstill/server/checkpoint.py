@@ -1,0 +1,130 @@
+"""Durable steps: a checkpoint is one safetensors file and a manifest with its checksum.
+
+The manifest is written last, by renaming: that is the commit. A crash before it leaves the step undone, a crash after it
+leaves the step done. A checkpoint whose checksum does not match is passed over for the one before it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fedstill.common.errors import FedstillError
+from fedstill.common.files import write_atomically
+from fedstill.common.knowledge import Knowledge, knowledge_from_parts
+from fedstill.server.record import to_line
+from fedstill.server.state import RunState, TaskState
+
+log = logging.getLogger(__name__)
+
+KEEP = 3
+"""How many checkpoints are kept."""
+
+_MANIFEST = re.compile(r"step-(\d{6})\.json")
+
+
+def save(folder: Path, state: RunState) -> None:
+    """Commit a state.
+
+    Raises:
+        StorageError: if the disk refuses; the checkpoints before it are untouched.
+    """
+    from safetensors.torch import save as to_bytes
+
+    tensors: dict[str, Tensor] = {}
+    tasks: dict[str, Any] = {}
+    for name, task in state.tasks.items():
+        tensors |= {f"{name}/model/{key}": value for key, value in task.model.items()}
+        tensors |= {f"{name}/memory/{key}": value for key, value in task.memory.items()}
+        tasks[name] = _write_knowledge(name, task.knowledge, tensors)
+    content = to_bytes({key: value.contiguous() for key, value in tensors.items()})
+    manifest = {
+        "step": state.step,
+        "tasks": tasks,
+        "versions": dict(state.versions),
+        "latest": dict(state.latest),
+        "record": dict(state.record),
+        "tensors": hashlib.sha256(content).hexdigest(),
+    }
+    line = to_line(manifest)
+    sealed = json.dumps({"sha256": hashlib.sha256(line.encode()).hexdigest()}) + "\n" + line + "\n"
+    write_atomically(_tensors(folder, state.step), content)
+    write_atomically(folder / f"step-{state.step:06d}.json", sealed.encode())
+    _drop_old(folder, state.step)
+
+
+def newest(folder: Path) -> RunState | None:
+    """The newest sound state, or None if there is none."""
+    for step in sorted(_steps(folder), reverse=True):
+        try:
+            return _load(folder, step)
+        except (OSError, ValueError, KeyError, TypeError, FedstillError) as error:
+            log.warning("checkpoint of step %d is damaged (%s); falling back to the one before it", step, error)
+    return None
+
+
+def _load(folder: Path, step: int) -> RunState:
+    from safetensors.torch import load
+
+    seal, line = (folder / f"step-{step:06d}.json").read_text(encoding="utf-8").rstrip("\n").split("\n")
+    if hashlib.sha256(line.encode()).hexdigest() != json.loads(seal)["sha256"]:
+        raise ValueError("checksum of the manifest differs")
+    manifest = json.loads(line)
+    content = _tensors(folder, step).read_bytes()
+    if hashlib.sha256(content).hexdigest() != manifest["tensors"]:
+        raise ValueError("checksum of the tensors differs")
+    tensors = load(content)
+    return RunState(
+        step=manifest["step"],
+        tasks={name: _read_task(name, table, tensors) for name, table in manifest["tasks"].items()},
+        versions=manifest["versions"],
+        latest=manifest["latest"],
+        record=manifest["record"],
+    )
+
+
+def _write_knowledge(name: str, knowledge: Knowledge | None, tensors: dict[str, Tensor]) -> dict[str, Any]:
+    if knowledge is None:
+        return {}
+    for key, array in knowledge.arrays().items():
+        tensors[f"{name}/knowledge/{key}"] = torch.from_numpy(array.copy())
+    return {"kind": knowledge.kind, "header": knowledge.header()}
+
+
+def _read_task(name: str, table: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> TaskState:
+    knowledge = None
+    if table:
+        arrays = {key: value.numpy() for key, value in _under(tensors, f"{name}/knowledge/").items()}
+        knowledge = knowledge_from_parts(table["kind"], table["header"], arrays)
+    return TaskState(knowledge, _under(tensors, f"{name}/model/"), _under(tensors, f"{name}/memory/"))
+
+
+def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+
+
+def _steps(folder: Path) -> list[int]:
+    if not folder.is_dir():
+        return []
+    return [int(match[1]) for path in folder.iterdir() if (match := _MANIFEST.fullmatch(path.name))]
+
+
+def _tensors(folder: Path, step: int) -> Path:
+    return folder / f"step-{step:06d}.safetensors"
+
+
+def _drop_old(folder: Path, step: int) -> None:
+    # Steps after this one belong to a future that a damaged checkpoint made the run forget.
+    kept = sorted(number for number in _steps(folder) if number <= step)[-KEEP:]
+    for number in _steps(folder):
+        if number not in kept:
+            (folder / f"step-{number:06d}.json").unlink(missing_ok=True)
+            _tensors(folder, number).unlink(missing_ok=True)

@@ -1,0 +1,169 @@
+"""The run folder: everything about a run, in files that other programs read too.
+
+    config.toml     everything needed to repeat the run
+    rounds.jsonl    one line for each committed step
+    checkpoints/    the last states
+    clients/        students of a simulated run
+    tensorboard/    events
+    report.html     made at the end, and by `fedstill report`
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fedstill.common import __version__
+from fedstill.common.errors import RunFolderError
+from fedstill.common.files import storage_error, write_atomically
+from fedstill.common.scenario import Scenario, dump, parse, to_toml
+from fedstill.server import checkpoint
+from fedstill.server.record import to_line
+from fedstill.server.state import RunState
+
+
+@dataclass(frozen=True, slots=True)
+class RunFolder:
+    """A folder that belongs to one run.
+
+    Attributes:
+        path: its place; the last part is the run's name.
+    """
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        """The run's name."""
+        return self.path.name
+
+    @property
+    def clients(self) -> Path:
+        """Where a simulation keeps its students."""
+        return self.path / "clients"
+
+    @property
+    def report(self) -> Path:
+        """The report's place."""
+        return self.path / "report.html"
+
+    def scenario(self) -> Scenario:
+        """The scenario of the run.
+
+        Raises:
+            RunFolderError: if the folder is none of a run.
+        """
+        return parse(self.config()["scenario"])
+
+    def config(self) -> dict[str, Any]:
+        """What config.toml holds.
+
+        Raises:
+            RunFolderError: if it is missing or no TOML.
+        """
+        try:
+            return tomllib.loads((self.path / "config.toml").read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+            raise RunFolderError(
+                f"run folder {self.path}", f"config.toml cannot be read: {error}", "name the folder of a run"
+            ) from None
+
+    def records(self) -> list[dict[str, Any]]:
+        """The committed steps, oldest first; a torn last line is left out."""
+        path = self.path / "rounds.jsonl"
+        if not path.exists():
+            return []
+        found: list[dict[str, Any]] = []
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+            try:
+                found.append(json.loads(line))
+            except json.JSONDecodeError:
+                break
+        return found
+
+    def commit(self, state: RunState) -> None:
+        """Make a step durable; when this returns, no crash can undo it.
+
+        Raises:
+            StorageError: if the disk refuses; the run can be resumed from the step before.
+        """
+        checkpoint.save(self.path / "checkpoints", state)
+        path = self.path / "rounds.jsonl"
+        try:
+            with open(path, "a", encoding="utf-8") as stream:
+                stream.write(to_line(state.record) + "\n")
+                stream.flush()
+                os.fsync(stream.fileno())
+        except OSError as error:
+            raise storage_error(path, error) from error
+
+    def restore(self) -> RunState | None:
+        """The newest sound state, with rounds.jsonl brought in line with it; None if nothing was committed."""
+        state = checkpoint.newest(self.path / "checkpoints")
+        lines = [record for record in self.records() if state is not None and record["step"] < state.step]
+        if state is not None:
+            lines.append(dict(state.record))
+        content = "".join(to_line(line) + "\n" for line in lines)
+        write_atomically(self.path / "rounds.jsonl", content.encode())
+        return state
+
+
+def new_folder(path: Path, scenario: Scenario, *, data_dir: Path | None, extra: Mapping[str, Any] = {}) -> RunFolder:
+    """Begin a run folder.
+
+    Raises:
+        RunFolderError: if something is there already.
+        StorageError: if it cannot be written.
+    """
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise RunFolderError(f"run folder {path}", "exists already", "resume it with --resume, or name another one")
+    folder = RunFolder(path)
+    config = {
+        "fedstill": __version__,
+        "data-dir": str(data_dir) if data_dir else "",
+        **extra,
+        "scenario": dump(scenario),
+    }
+    write_atomically(path / "config.toml", to_toml(config).encode())
+    return folder
+
+
+def open_folder(path: Path, scenario: Scenario | None = None) -> RunFolder:
+    """Open the folder of a run.
+
+    Args:
+        path: the folder.
+        scenario: the one it is expected to be of; None accepts any.
+
+    Raises:
+        RunFolderError: if it is none, or belongs to another scenario.
+    """
+    if not path.is_dir():
+        raise RunFolderError(f"run folder {path}", "is not there", "see 'runs/' for the runs made here")
+    folder = RunFolder(path)
+    if scenario is not None:
+        differing = differences(dump(folder.scenario()), dump(scenario))
+        if differing:
+            raise RunFolderError(
+                f"run folder {path}",
+                f"belongs to another scenario: {'; '.join(differing[:5])}",
+                "resume without naming a scenario, or begin a new run",
+            )
+    return folder
+
+
+def differences(mine: Mapping[str, Any], other: Mapping[str, Any], prefix: str = "") -> Sequence[str]:
+    """Keys in which two tables differ, as "key: mine / other"."""
+    found: list[str] = []
+    for key in sorted({*mine, *other}):
+        left, right = mine.get(key), other.get(key)
+        if isinstance(left, Mapping) and isinstance(right, Mapping):
+            found += differences(left, right, f"{prefix}{key}.")
+        elif left != right:
+            found.append(f"{prefix}{key}: {left} / {right}")
+    return found

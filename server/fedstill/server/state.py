@@ -1,0 +1,47 @@
+"""The state of a run between two rounds: an explicit value, from which everything goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from fedstill.common.knowledge import Knowledge
+from fedstill.common.messages import Metrics
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TaskState:
+    """One task's part of the state.
+
+    Attributes:
+        knowledge: what the clients are told next, or None.
+        model: weights of the server's model.
+        memory: what method and teacher keep.
+    """
+
+    knowledge: Knowledge | None
+    model: Mapping[str, Tensor]
+    memory: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RunState:
+    """Everything that a run needs to go on.
+
+    Attributes:
+        step: the last committed one: 0 after everybody was measured alone, 1 … R for the rounds, R + 1 for the finish;
+            -1 before anything.
+        tasks: by name.
+        versions: of each client's student: the round after which it was saved.
+        latest: the last measures of each client: client → task → measures.
+        record: what the last step is told to the world; see `record.StepRecord`.
+    """
+
+    step: int
+    tasks: Mapping[str, TaskState]
+    versions: Mapping[str, int] = field(default_factory=dict)
+    latest: Mapping[str, Mapping[str, Metrics]] = field(default_factory=dict)
+    record: Mapping[str, Any] = field(default_factory=dict)
