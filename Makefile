@@ -19,6 +19,7 @@ dev: $(VENV)/.dev
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1' # --group
 
 $(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
 	$(BIN)/pip install --quiet --constraint constraints.txt torch
@@ -26,7 +27,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.installed
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[simulations,ray]' --requirement .ci/dev.txt
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[simulations,ray]' --group dev
 	touch $@
 
 test: dev lint types contract docs unit wheel

@@ -101,8 +101,13 @@ def _store(context: Context, run: str, name: str) -> Store:
     if own:
         # The local engine names a folder inside the run's: it goes with the run, and need not survive a power cut.
         return Store(Path(str(own)) / name, durable=False)
+    return Store(default_store() / run / name)
+
+
+def default_store() -> Path:
+    """Where a client keeps its students unless the local engine tells it."""
     root = os.environ.get(STORE_VARIABLE)
-    return Store((Path(root) if root else Path.home() / ".local" / "state" / "fedstill") / run / name)
+    return Path(root) if root else Path.home() / ".local" / "state" / "fedstill"
 
 
 app = client_app()

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from fedstill.client.holdings import Holdings
 from fedstill.common.errors import MismatchError, Reason, UnsupportedError
 from fedstill.common.knowledge import Knowledge
 from fedstill.common.messages import Order
-from fedstill.client.holdings import Holdings
 
 
 @dataclass(frozen=True, slots=True)

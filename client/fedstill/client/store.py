@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from fedstill.common.files import write_atomically
@@ -66,7 +67,8 @@ class Store:
         """
         from safetensors.torch import save
 
-        content = save({name: tensor.contiguous() for name, tensor in tensors.items()})
+        # Copies, for safetensors refuses tensors that share memory (tied weights).
+        content = save({name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()})
         digest = _digest(content)
         path = self.folder / f"student-{version:06d}-{digest}.safetensors"
         write_atomically(path, content, durable=self.durable)

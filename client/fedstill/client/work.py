@@ -99,11 +99,10 @@ class Worker:
             if received is not None:
                 method.absorb(side, received)
         self._save(order.round, sides)
-        return self._reply(
-            order,
-            found,
-            {name: self._answer(name, side, metrics=self._measure(name, side, "final")) for name, side in sides.items()},
-        )
+        answers = {
+            name: self._answer(name, side, metrics=self._measure(name, side, "final")) for name, side in sides.items()
+        }
+        return self._reply(order, found, answers)
 
     def _method(self, order: Order) -> Algorithm:
         known = self.algorithms.get(order.method.algorithm)
@@ -143,7 +142,7 @@ class Worker:
         )
 
     def _save(self, version: int, sides: Mapping[str, Client]) -> None:
-        tensors = {}
+        tensors: dict[str, Tensor] = {}
         for name, side in sides.items():
             tensors |= {f"{name}.{_MODEL}{key}": value for key, value in side.model.state_dict().items()}
             tensors |= {f"{name}.{_MEMORY}{key}": value for key, value in side.memory.items()}
@@ -173,4 +172,3 @@ class Worker:
 
 def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
-

@@ -5,8 +5,8 @@
     local   client             → the student learns from private data and answers
     merge   server ← answers   → the consensus, or the new global model
 
-A published method is one file in `algorithms/`: a frozen dataclass of its hyper-parameters with these four methods, both
-halves together.
+A published method is one file in `algorithms/`: a frozen dataclass of its hyper-parameters with these four methods,
+both halves together.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import ClassVar, Protocol
 
-from fedstill.common.knowledge import Contribution, Knowledge
+from fedstill.common.knowledge import Contribution, Form, Knowledge
 from fedstill.common.sides import Client, Server
 
 EVERY_OUTPUT = frozenset({"categorical", "multi-label", "regression"})
@@ -27,7 +27,8 @@ class Algorithm(Protocol):
         name: by which it is found; the file's name.
         paper: authors, year, address; "" if there is none.
         outputs: the output kinds that it can average.
-        exchange: "soft-labels", "parameters" or "nothing": what a client sends.
+        exchange: what a client sends: "soft-labels", "parameters", "nothing", or "data" (all data in one place: no
+            client is asked).
         homogeneous: it needs the same model on all clients.
     """
 
@@ -48,3 +49,14 @@ class Algorithm(Protocol):
 
     def merge(self, server: Server, contributions: Sequence[Contribution]) -> Knowledge | None:
         """Turn what was admitted, sorted by client, into the next round's knowledge."""
+
+
+def asked(method: Algorithm) -> tuple[Form, float]:
+    """Form and temperature of the soft labels that a method's clients answer with.
+
+    Probabilities at temperature 1, unless the method says otherwise in a property `asked`. The server takes nothing
+    else: answers at different temperatures have no mean.
+    """
+    usual: tuple[Form, float] = ("probabilities", 1.0)
+    told: tuple[Form, float] = getattr(method, "asked", usual)
+    return told

@@ -1,12 +1,13 @@
 """Aggregation of predictions and of weights: pure functions, accumulated in float64, tested with exact numbers.
 
-Contributions are aligned by sample id and class name. A class that only some clients know is averaged over those clients
-alone, and probabilities are then brought back to a sum of 1.
+Contributions are aligned by sample id and class name. A class that only some clients know is averaged over those
+clients alone, and probabilities are then brought back to a sum of 1.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from types import EllipsisType
 
 import numpy as np
 import torch
@@ -29,15 +30,13 @@ def mean_soft_labels(
         space: the task's label space; its order is the result's.
 
     Returns:
-        The mean over every sample and class that at least one opinion has.
+        The mean over every sample and class that at least one opinion has; a pair of them that none has is 0.
 
     Raises:
         KnowledgeError: if the opinions do not go together.
     """
     first = _same(opinions)
-    shares = np.ones(len(opinions)) if weights is None else np.asarray(weights, dtype=np.float64)
-    if len(shares) != len(opinions) or (shares < 0).any() or not shares.sum() > 0:
-        raise KnowledgeError(f"weights {shares.tolist()}", f"expected {len(opinions)} numbers >= 0, not all 0")
+    shares = _shares([1.0] * len(opinions) if weights is None else weights, len(opinions))
     classes = ordered((name for opinion in opinions for name in opinion.classes), space)
     samples = np.unique(np.concatenate([opinion.samples for opinion in opinions]))
     shape = (len(samples), *first.values.shape[1:-1], len(classes))
@@ -64,8 +63,14 @@ def sharpened(labels: SoftLabels, temperature: float) -> SoftLabels:
 
     Args:
         labels: probabilities.
-        temperature: T > 0; below 1 / ln 2 it makes two-class labels harder, and 0.1 nearly hard.
+        temperature: T > 0. Nearly even labels of C classes get harder for T < 1 / C only, and more even above it; 0.1
+            makes two-class labels nearly hard.
+
+    Raises:
+        KnowledgeError: if the labels are no probabilities.
     """
+    if labels.form != "probabilities":
+        raise KnowledgeError(f"soft labels of form '{labels.form}'", "expected probabilities to sharpen")
     kind = output_kind(labels.output)
     hard = kind.sharpen(torch.from_numpy(labels.values).double(), temperature).float().numpy()
     return SoftLabels(labels.output, labels.classes, labels.samples, hard, 1.0, labels.form)
@@ -83,16 +88,24 @@ def mean_parameters(opinions: Sequence[Parameters], weights: Sequence[float]) ->
         raise KnowledgeError("no parameters", "expected at least one model")
     first = opinions[0]
     for other in opinions[1:]:
-        if other.model != first.model or _shapes(other) != _shapes(first):
+        if other.model != first.model or other.layout() != first.layout():
             raise KnowledgeError(f"models '{first.model}' and '{other.model}'", "expected one architecture")
-    total = float(np.sum(np.asarray(weights, dtype=np.float64)))
-    if len(weights) != len(opinions) or not total > 0:
-        raise KnowledgeError(f"weights {list(weights)}", f"expected {len(opinions)} numbers >= 0, not all 0")
+    shares = _shares(weights, len(opinions))
     averaged = {}
     for name, array in first.weights.items():
-        mean = sum(w * o.weights[name].astype(np.float64) for w, o in zip(weights, opinions, strict=True)) / total
-        averaged[name] = (np.rint(mean) if array.dtype.kind in "iu" else np.asarray(mean)).astype(array.dtype)
+        total = np.zeros(array.shape)
+        for share, opinion in zip(shares, opinions, strict=True):
+            total += share * opinion.weights[name].astype(np.float64)
+        mean = total / shares.sum()
+        averaged[name] = np.asarray(np.rint(mean) if array.dtype.kind in "iu" else mean).astype(array.dtype)
     return Parameters(first.model, averaged)
+
+
+def _shares(weights: Sequence[float], count: int) -> NDArray[np.float64]:
+    shares = np.asarray(weights, dtype=np.float64)
+    if len(shares) != count or not np.isfinite(shares).all() or (shares < 0).any() or not shares.sum() > 0:
+        raise KnowledgeError(f"weights {shares.tolist()}", f"expected {count} finite numbers >= 0, not all 0")
+    return shares
 
 
 def _same(opinions: Sequence[SoftLabels]) -> SoftLabels:
@@ -113,10 +126,12 @@ def _same(opinions: Sequence[SoftLabels]) -> SoftLabels:
     return first
 
 
-def _add(into: NDArray[np.float64], where: tuple[object, ...], values: NDArray[np.float64]) -> None:
+def _add(
+    into: NDArray[np.float64], where: tuple[NDArray[np.int64] | EllipsisType, ...], values: NDArray[np.float64]
+) -> None:
     # Rows and columns are unique within one opinion, so that += touches every cell once. NumPy puts the two advanced
     # indices first: values have their class axis moved to 1.
-    into[where] += values  # type: ignore[index]
+    into[where] += values
 
 
 def _normalised(mean: NDArray[np.float64], output: str, form: Form) -> NDArray[np.float64]:
@@ -125,7 +140,3 @@ def _normalised(mean: NDArray[np.float64], output: str, form: Form) -> NDArray[n
     total: NDArray[np.float64] = mean.sum(-1, keepdims=True)
     even = np.full_like(mean, 1 / mean.shape[-1])
     return np.divide(mean, total, out=even, where=total > 0)
-
-
-def _shapes(parameters: Parameters) -> dict[str, tuple[int, ...]]:
-    return {name: array.shape for name, array in parameters.weights.items()}

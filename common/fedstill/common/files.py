@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 from pathlib import Path
@@ -32,8 +33,10 @@ def write_atomically(path: Path, content: bytes, *, durable: bool = True) -> Non
         if durable:
             _flush_folder(path.parent)
     except OSError as error:
-        beside.unlink(missing_ok=True)
         raise storage_error(path, error) from error
+    finally:
+        with contextlib.suppress(OSError):  # it is there only if something went wrong
+            beside.unlink()
 
 
 def storage_error(path: Path, error: OSError) -> StorageError:

@@ -20,6 +20,7 @@ from fedstill.common.outputs import output_kind
 
 Header = dict[str, str | int | float | list[str]]
 Arrays = Mapping[str, NDArray[np.generic]]
+Layout = Mapping[str, tuple[tuple[int, ...], str]]
 Form = Literal["probabilities", "logits"]
 
 LARGEST_LOGIT = 1e4
@@ -64,6 +65,8 @@ class SoftLabels:
             )
         if len(np.unique(self.samples)) != len(self.samples):
             raise KnowledgeError("sample ids that repeat", "expected every proxy sample once", reason=Reason.SAMPLES)
+        if self.samples.min(initial=0) < 0:
+            raise KnowledgeError(f"sample id {self.samples.min()}", "expected ids >= 0", reason=Reason.SAMPLES)
         if self.values.dtype != np.float32:
             raise KnowledgeError(f"values of type {self.values.dtype}", "expected float32", reason=Reason.TYPE)
         wanted = (len(self.samples), len(self.classes))
@@ -81,7 +84,9 @@ class SoftLabels:
             output_kind(self.output).check(torch.from_numpy(self.values))
         elif self.values.size and np.abs(self.values).max() > LARGEST_LOGIT:
             raise KnowledgeError(
-                f"a logit of {np.abs(self.values).max():.3g}", f"expected at most {LARGEST_LOGIT:g}", reason=Reason.RANGE
+                f"a logit of {np.abs(self.values).max():.3g}",
+                f"expected at most {LARGEST_LOGIT:g}",
+                reason=Reason.RANGE,
             )
 
     def header(self) -> Header:
@@ -144,15 +149,17 @@ class Parameters:
                     f"weight '{name}' of type {array.dtype}", "expected a number type", reason=Reason.TYPE
                 )
             if not np.isfinite(array).all():
-                raise KnowledgeError(
-                    f"non-finite weight '{name}'", "expected finite numbers", reason=Reason.NOT_FINITE
-                )
+                raise KnowledgeError(f"non-finite weight '{name}'", "expected finite numbers", reason=Reason.NOT_FINITE)
             if array.dtype.kind == "f" and array.size and np.abs(array).max() > LARGEST_PARAMETER:
                 raise KnowledgeError(
                     f"weight '{name}' of {np.abs(array).max():.3g}",
                     f"expected at most {LARGEST_PARAMETER:g}",
                     reason=Reason.RANGE,
                 )
+
+    def layout(self) -> Layout:
+        """Shape and type of each array."""
+        return {name: (array.shape, str(array.dtype)) for name, array in self.weights.items()}
 
     def header(self) -> Header:
         """Everything but the arrays."""

@@ -43,7 +43,10 @@ def positions(own: Sequence[str], space: Sequence[str]) -> NDArray[np.int64]:
     for name in own:
         if name not in index:
             raise KnowledgeError(
-                f"class '{name}'", "expected a class of the task's label space", nearest(name, space), reason=Reason.CLASSES
+                f"class '{name}'",
+                "expected a class of the task's label space",
+                nearest(name, space),
+                reason=Reason.CLASSES,
             )
     return np.array([index[name] for name in own], dtype=np.int64)
 

@@ -1,4 +1,4 @@
-"""Messages ↔ Flower's records. The only file that knows the wire's keys, and the only one in `common` that knows Flower.
+"""Messages ↔ Flower's records: the only file that knows the wire's keys, and the only one here that knows Flower.
 
 A message is a RecordDict:
 
@@ -8,18 +8,19 @@ A message is a RecordDict:
     "knowledge.NAME"    ArrayRecord    its arrays, as the codec packs them
     "metrics.NAME"      MetricRecord   measures
 
-Sample ids travel only where the other side cannot know them. Arrays are read from the bytes without a copy, after their
-declared type and size have been compared with what is really there: nothing is allocated on a stranger's word.
+Sample ids travel only where the other side cannot know them. Arrays are copied out of the bytes after their declared
+type and size have been compared with what is really there: nothing is allocated on a stranger's word.
 """
 
 from __future__ import annotations
 
-import io
 import json
 import math
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Iterator
 from dataclasses import asdict
-from typing import Any, cast
+from pathlib import PurePath
+from typing import Any, TypeVar, cast
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
@@ -47,11 +48,17 @@ _HEAD, _CLIENT, _TASK, _KNOWLEDGE, _METRICS = "fedstill", "client", "task.", "kn
 _HEADER = "header."
 _SAMPLES = "samples"
 _SAME = "as-ordered"
-_FIRST = "first"
+_FIRST = re.compile(r"first ([0-9]{1,9})")
 _LISTED = "listed"
 
 LARGEST_PROXY_SET = 10_000_000
 """A message that claims more samples is refused before their ids are counted out."""
+
+MOST_MEASURES = 10_000
+"""Numbers among the measures of one task in one answer; they are written to the run's files."""
+
+LONGEST_NAME = 100
+"""Characters in the name of a measure."""
 
 
 def content_bytes(content: RecordDict) -> int:
@@ -96,7 +103,7 @@ def write_order(order: Order) -> RecordDict:
 
 def with_version(content: RecordDict, version: int) -> RecordDict:
     """The same order for a client whose student has another version; everything else is shared."""
-    copy = RecordDict({key: record for key, record in content.items()})
+    copy = RecordDict(dict(content))
     copy[_CLIENT] = ConfigRecord({"version": version})
     return copy
 
@@ -109,22 +116,19 @@ def read_order(content: RecordDict) -> Order:
         KnowledgeError: if a part is missing or malformed.
     """
     head = _head(content)
-    method = json.loads(_text(head, "method"))
     codec = find_codec(_text(head, "codec"))
     tasks = {}
     for name, task, arrays in _tasks(content):
-        samples = _read_samples("order", None, task, arrays)
-        tasks[name] = TaskOrder(
-            _text(task, "proxy-digest"), samples, _read_knowledge(samples, codec, task, arrays)
-        )
+        samples = _read_samples("order", None, task, arrays, most=LARGEST_PROXY_SET)
+        tasks[name] = TaskOrder(_text(task, "proxy-digest"), samples, _read_knowledge(samples, codec, task, arrays))
     return Order(
-        run=_text(head, "run"),
+        run=_folder_name(head, "run"),
         round=_whole(head, "round"),
         rounds=_whole(head, "rounds"),
         attempt=_whole(head, "attempt"),
         seed=_whole(head, "seed"),
-        version=_whole(content.config_records[_CLIENT], "version"),
-        method=Method(method["algorithm"], method["options"], Training(**method["training"]), _text(head, "codec")),
+        version=_whole(content.config_records.get(_CLIENT, ConfigRecord()), "version"),
+        method=_read_method(_text(head, "method"), _text(head, "codec")),
         tasks=tasks,
     )
 
@@ -183,11 +187,7 @@ def read_answer(content: RecordDict, order: Order) -> Answer:
 def write_description(description: Description) -> RecordDict:
     """A client's description of itself as records."""
     content = RecordDict(
-        {
-            _HEAD: ConfigRecord(
-                {"protocol": PROTOCOL, "client": description.client, "software": description.software}
-            )
-        }
+        {_HEAD: ConfigRecord({"protocol": PROTOCOL, "client": description.client, "software": description.software})}
     )
     for name, task in description.tasks.items():
         config = {key.replace("_", "-"): value for key, value in asdict(task).items()}
@@ -211,8 +211,8 @@ def read_description(content: RecordDict) -> Description:
             tasks[key.removeprefix(_TASK)] = TaskDescription(
                 output=_text(config, "output"),
                 modality=_text(config, "modality"),
-                classes=tuple(str(name) for name in _list(config, "classes")),
-                input_shape=tuple(int(size) for size in _list(config, "input-shape")),
+                classes=tuple(_list(config, "classes", str)),
+                input_shape=tuple(_list(config, "input-shape", int)),
                 model=_text(config, "model"),
                 parameters=_whole(config, "parameters"),
                 examples=_whole(config, "examples"),
@@ -247,21 +247,29 @@ def _head(content: RecordDict) -> ConfigRecord:
         raise KnowledgeError(f"a message of {sorted(content)}", f"expected a record '{_HEAD}'")
     if head.get("protocol") != PROTOCOL:
         raise MismatchError(
-            f"protocol {head.get('protocol')}",
+            f"protocol {head.get('protocol')!r}",
             f"expected {PROTOCOL}",
             f"install the same version of fedstill on both sides; here it is {__version__}",
         )
     return head
 
 
-def _tasks(content: RecordDict) -> list[tuple[str, ConfigRecord, dict[str, NDArray[np.generic]]]]:
-    found = []
+def _tasks(content: RecordDict) -> Iterator[tuple[str, ConfigRecord, dict[str, NDArray[np.generic]]]]:
+    # One by one: whoever reads them stops at the first that is wrong.
+    arrays = content.array_records
     for key, config in content.config_records.items():
         if key.startswith(_TASK):
             name = key.removeprefix(_TASK)
-            record = content.array_records.get(_KNOWLEDGE + name, ArrayRecord())
-            found.append((name, config, {part: _read_array(part, array) for part, array in record.items()}))
-    return found
+            record = arrays.get(_KNOWLEDGE + name, ArrayRecord())
+            yield name, config, {part: _read_array(part, array) for part, array in record.items()}
+
+
+def _read_method(text: str, codec: str) -> Method:
+    try:
+        method = json.loads(text)
+        return Method(str(method["algorithm"]), dict(method["options"]), Training(**method["training"]), codec)
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise KnowledgeError("the order's method", f"expected algorithm, options and training: {error!r}") from None
 
 
 def _write_knowledge(
@@ -293,7 +301,8 @@ def _read_knowledge(
     own = {name: array for name, array in arrays.items() if not name.startswith(f"{_SAMPLES}.")}
     parts: dict[str, NDArray[np.generic]] = dict(codec.decode(own))
     if kind == SoftLabels.kind:
-        parts[_SAMPLES] = _read_samples("knowledge", ordered, head, arrays)
+        rows = len(parts["values"]) if "values" in parts and parts["values"].size else 0
+        parts[_SAMPLES] = _read_samples("knowledge", ordered, head, arrays, most=rows)
     return knowledge_from_parts(kind, header, parts)
 
 
@@ -309,61 +318,83 @@ def _write_samples(
     if known is not None and np.array_equal(samples, known):
         head[key] = _SAME
     elif np.array_equal(samples, np.arange(len(samples))):
-        head[key] = f"{_FIRST} {len(samples)}"
+        head[key] = f"first {len(samples)}"
     else:
         head[key] = _LISTED
         arrays[key] = samples.astype(np.min_scalar_type(int(samples.max(initial=0))))
 
 
 def _read_samples(
-    whose: str, known: NDArray[np.int64] | None, head: ConfigRecord, arrays: dict[str, NDArray[np.generic]]
+    whose: str,
+    known: NDArray[np.int64] | None,
+    head: ConfigRecord,
+    arrays: dict[str, NDArray[np.generic]],
+    *,
+    most: int,
 ) -> NDArray[np.int64]:
+    """Sample ids; at most so many are counted out."""
     key = f"{_SAMPLES}.{whose}"
     form = _text(head, key)
     if form == _SAME and known is not None:
         return known
-    if form.startswith(_FIRST) and form.removeprefix(_FIRST).strip().isdigit():
-        count = int(form.removeprefix(_FIRST))
-        if count > LARGEST_PROXY_SET:
-            raise KnowledgeError(f"{count} proxy samples", f"expected at most {LARGEST_PROXY_SET}", reason=Reason.SAMPLES)
+    if first := _FIRST.fullmatch(form):
+        count = int(first[1])
+        if count > most:
+            raise KnowledgeError(f"{count} proxy samples", f"expected at most {most}", reason=Reason.SAMPLES)
         return np.arange(count, dtype=np.int64)
     if form == _LISTED and key in arrays and arrays[key].dtype.kind == "u":
         return arrays[key].astype(np.int64)
-    raise KnowledgeError(f"sample ids '{form}'", f"expected {_SAME}, {_FIRST} N or {_LISTED}", reason=Reason.SAMPLES)
+    raise KnowledgeError(f"sample ids '{form}'", f"expected {_SAME}, first N or {_LISTED}", reason=Reason.SAMPLES)
 
 
 def _array_record(arrays: Arrays) -> ArrayRecord:
-    return ArrayRecord({name: Array(np.ascontiguousarray(array)) for name, array in arrays.items()})
+    # Not ascontiguousarray, which makes a number of a 0-dimensional array a row of one.
+    return ArrayRecord({name: Array(np.asarray(array, order="C")) for name, array in arrays.items()})
 
 
-_NPY_READERS: Mapping[tuple[int, int], Callable[[io.BytesIO], tuple[tuple[int, ...], bool, np.dtype[Any]]]] = {
-    (1, 0): np.lib.format.read_array_header_1_0,
-    (2, 0): np.lib.format.read_array_header_2_0,
-}
+_NPY = re.compile(
+    rb"\x93NUMPY\x01\x00..\{'descr': '([^']{1,9})', 'fortran_order': False, "
+    rb"'shape': \(((?:[0-9]{1,18}, ?){0,31}[0-9]{0,18})\), \} *\n",
+    re.DOTALL,
+)
+"""NumPy's file format, version 1.0, as `numpy.save` writes it. NumPy's own reader evaluates the header as Python."""
+
+_NUMBERS = re.compile(r"<[fiu][248]|\|[iu]1")
 
 
 def _read_array(name: str, array: Array) -> NDArray[np.generic]:
-    """An array from its bytes, without a copy and without pickle."""
-    stream = io.BytesIO(array.data)
-    try:
-        shape, fortran, dtype = _NPY_READERS[np.lib.format.read_magic(stream)](stream)  # type: ignore[no-untyped-call]
-    except (ValueError, KeyError, SyntaxError, TypeError) as error:
-        raise KnowledgeError(f"array '{name}'", f"expected NumPy's format: {error}") from None
-    if dtype.kind not in "fiu" or dtype.itemsize > 8:
+    """An array from its bytes: little-endian numbers in C order."""
+    header = _NPY.match(array.data)
+    if header is None:
+        raise KnowledgeError(f"array '{name}'", "expected NumPy's format, version 1.0, in C order")
+    descr = header[1].decode("latin-1")
+    if not _NUMBERS.fullmatch(descr):
         raise KnowledgeError(
-            f"array '{name}' of type {dtype}", "expected numbers of at most 64 bits", reason=Reason.TYPE
+            f"array '{name}' of type '{descr}'", "expected numbers of 8 to 64 bits", reason=Reason.TYPE
         )
-    start = stream.tell()
-    declared, there = math.prod(shape) * dtype.itemsize, len(array.data) - start
-    if declared != there or fortran or min(shape, default=0) < 0:
+    dtype = np.dtype(descr)
+    shape = tuple(int(size) for size in header[2].split(b",") if size.strip())
+    declared, there = math.prod(shape) * dtype.itemsize, len(array.data) - header.end()
+    if declared != there:
         raise KnowledgeError(
             f"array '{name}' of {there} bytes", f"expected {declared} for shape {shape} of {dtype}", reason=Reason.SHAPE
         )
-    return np.frombuffer(array.data, dtype=dtype, offset=start).reshape(shape)
+    try:
+        # A copy: the bytes are read-only, and the stranger chose their alignment.
+        return np.frombuffer(array.data, dtype, offset=header.end()).reshape(shape).copy()
+    except ValueError as error:
+        raise KnowledgeError(f"array '{name}' of shape {shape}", str(error), reason=Reason.SHAPE) from None
 
 
 def _read_metrics(content: RecordDict, name: str) -> Metrics:
     record = content.metric_records.get(_METRICS + name, MetricRecord())
+    numbers = sum(len(value) if isinstance(value, list) else 1 for value in record.values())
+    if max(numbers, len(record)) > MOST_MEASURES or max(map(len, record), default=0) > LONGEST_NAME:
+        raise KnowledgeError(
+            f"{numbers} measures of task '{name}'",
+            f"expected at most {MOST_MEASURES}, with names of at most {LONGEST_NAME} characters",
+            reason=Reason.TOO_LARGE,
+        )
     return {
         key: [float(item) for item in value] if isinstance(value, list) else float(value)
         for key, value in record.items()
@@ -377,6 +408,14 @@ def _text(record: ConfigRecord, key: str) -> str:
     return value
 
 
+def _folder_name(record: ConfigRecord, key: str) -> str:
+    """A text that names a folder of the client's: no path to another place."""
+    value = _text(record, key)
+    if PurePath(value).name != value or value in ("", "..") or len(value) > LONGEST_NAME:
+        raise KnowledgeError(f"'{key}' = {value!r}", "expected the name of a folder")
+    return value
+
+
 def _whole(record: ConfigRecord, key: str) -> int:
     value = record.get(key)
     if not isinstance(value, int) or isinstance(value, bool) or value < 0:
@@ -384,8 +423,11 @@ def _whole(record: ConfigRecord, key: str) -> int:
     return value
 
 
-def _list(record: ConfigRecord, key: str) -> list[Any]:
+_Item = TypeVar("_Item", str, int)
+
+
+def _list(record: ConfigRecord, key: str, kind: type[_Item]) -> list[_Item]:
     value = record.get(key)
-    if not isinstance(value, list):
-        raise KnowledgeError(f"'{key}' = {value!r}", "expected a list")
-    return value
+    if not isinstance(value, list) or not all(type(item) is kind for item in value):
+        raise KnowledgeError(f"'{key}' = {value!r}", f"expected a list of {kind.__name__}")
+    return [item for item in value if isinstance(item, kind)]

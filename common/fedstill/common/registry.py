@@ -79,4 +79,5 @@ def first_line(plugin: object) -> str:
 
 ALGORITHMS = Registry("algorithm", "fedstill.common.algorithms", "fedstill.algorithms")
 TASKS = Registry("task", "fedstill.common.tasks", "fedstill.tasks")
+MODELS = Registry("model family", "fedstill.common.models", "fedstill.models")
 CODECS = Registry("codec", "fedstill.common.codecs", "fedstill.codecs")

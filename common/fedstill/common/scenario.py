@@ -6,8 +6,9 @@ The same keys, flattened with dots, are `fedstill simulate --set key=value` and 
 
 from __future__ import annotations
 
+import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from functools import lru_cache
 from importlib.metadata import entry_points
@@ -21,11 +22,14 @@ from fedstill.common import check
 from fedstill.common.algorithm import Algorithm
 from fedstill.common.errors import ConfigError, nearest
 from fedstill.common.learning import Training
-from fedstill.common.registry import ALGORITHMS, TASKS
+from fedstill.common.registry import ALGORITHMS, CODECS, TASKS
 from fedstill.common.task import Task
 
 SCENARIO_GROUP = "fedstill.scenarios"
 """Entry points of packages that hold named scenarios as TOML files."""
+
+_TASK_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+"""A task's name is a part of keys on the wire and in files."""
 
 _STRICT = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
 
@@ -144,18 +148,21 @@ class Rounds:
         count: rounds of the run.
         deadline: seconds from sending to the last answer that still counts.
         attempts: how often a round below quorum is tried before the run gives up.
+        backoff: seconds before a round below quorum is tried again; doubled each time.
         largest_message: bytes; a larger contribution is refused before it is read.
     """
 
     count: int = 10
     deadline: float = 600.0
     attempts: int = 3
+    backoff: float = 1.0
     largest_message: int = 256 * 1024 * 1024
 
     def __post_init__(self) -> None:
         check.at_least(1, rounds_count=self.count, rounds_attempts=self.attempts)
         check.at_least(1, rounds_largest_message=self.largest_message)
         check.positive(rounds_deadline=self.deadline)
+        check.at_least(0, rounds_backoff=self.backoff)
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,9 +201,13 @@ class Scenario:
     teacher: Plugin = field(default_factory=lambda: Plugin("consensus"))
 
     def __post_init__(self) -> None:
+        check.at_least(0, seed=self.seed)
+        check.one_of(CODECS.names(), codec=self.codec)
         if not self.tasks:
             raise ConfigError("tasks = {}", "expected at least one task", "add a table [tasks.NAME]")
         for name, plan in self.tasks.items():
+            if not _TASK_NAME.fullmatch(name):
+                raise ConfigError(f"task name '{name}'", "expected letters, digits, '-' and '_'")
             if plan.task.output not in self.algorithm.outputs:
                 raise ConfigError(
                     f"algorithm '{self.algorithm.name}' with task '{name}' of output kind '{plan.task.output}'",
@@ -205,9 +216,7 @@ class Scenario:
                 )
             for client in plan.clients:
                 if not 0 <= client < self.clients.count:
-                    raise ConfigError(
-                        f"tasks.{name}.clients holds {client}", f"expected 0 to {self.clients.count - 1}"
-                    )
+                    raise ConfigError(f"tasks.{name}.clients holds {client}", f"expected 0 to {self.clients.count - 1}")
 
 
 _SECTIONS: dict[str, type] = {"clients": Clients, "rounds": Rounds, "training": Training}
@@ -256,7 +265,7 @@ def _task_plan(name: str, table: Mapping[str, Any]) -> TaskPlan:
         else:
             parts[key.replace("-", "_")] = _typed(_PLAN_TYPES[key], _listed(value, _PLAN_TYPES[key]), f"{where}.{key}")
     if "models" not in parts:
-        raise ConfigError(f"{where} without 'models'", "expected models = [\"…\"]", "see 'fedstill list models'")
+        raise ConfigError(f"{where} without 'models'", 'expected models = ["…"]', "see 'fedstill list models'")
     return TaskPlan(task=task, **parts)
 
 
@@ -306,13 +315,13 @@ def _option_names(kind: type) -> list[str]:
     return [_kebab(f.name) for f in fields(kind) if f.init] if is_dataclass(kind) else []
 
 
-def _refuse_unknown(
-    table: Mapping[str, Any], known: set[str], where: str, *, also_known: set[str] = frozenset()  # type: ignore[assignment]
-) -> None:
+def _refuse_unknown(table: Mapping[str, Any], known: set[str], where: str, *, also_known: Collection[str] = ()) -> None:
     for key in table:
         if key not in known:
             path = f"{where}.{key}" if where else key
-            raise ConfigError(f"unknown key '{path}'", "expected a key of this table", nearest(key, known | also_known))
+            raise ConfigError(
+                f"unknown key '{path}'", "expected a key of this table", nearest(key, {*known, *also_known})
+            )
 
 
 def _typed(kind: Any, value: Any, where: str) -> Any:
@@ -341,24 +350,24 @@ def _kebab(name: str) -> str:
 def dump(scenario: Scenario) -> dict[str, Any]:
     """The tables of a scenario, with every default written out: `parse(dump(s))` is `s` again."""
     table: dict[str, Any] = {key: getattr(scenario, key) for key in _SCALARS}
-    table |= {key: _options(getattr(scenario, key)) for key in _SECTIONS}
-    table["algorithm"] = {"name": scenario.algorithm.name, **_options(scenario.algorithm)}
+    table |= {key: options(getattr(scenario, key)) for key in _SECTIONS}
+    table["algorithm"] = {"name": scenario.algorithm.name, **options(scenario.algorithm)}
     table["teacher"] = {"kind": scenario.teacher.name, **scenario.teacher.options}
     table["tasks"] = {}
     for name, plan in scenario.tasks.items():
-        own = _options(plan)
+        own = options(plan)
         own.pop("task")
-        table["tasks"][name] = {"kind": plan.task.name, **_options(plan.task), **own}
+        table["tasks"][name] = {"kind": plan.task.name, **options(plan.task), **own}
     return table
 
 
-def _options(value: Any) -> dict[str, Any]:
+def options(value: Any) -> dict[str, Any]:
     """Fields of a dataclass as TOML values; None is left out, for TOML has none."""
     found: dict[str, Any] = {}
     for part in fields(value):
         item = getattr(value, part.name)
         if is_dataclass(item):
-            found[_kebab(part.name)] = _options(item)
+            found[_kebab(part.name)] = options(item)
         elif isinstance(item, tuple):
             found[_kebab(part.name)] = list(item)
         elif item is not None:

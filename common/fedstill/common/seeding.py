@@ -26,16 +26,16 @@ def numpy_rng(seed: int, *scope: str | int) -> np.random.Generator:
 
 
 def torch_rng(seed: int, *scope: str | int) -> torch.Generator:
-    """torch's CPU generator for one purpose."""
+    """A CPU generator of torch for one purpose."""
     return torch.Generator().manual_seed(derive(seed, *scope))
 
 
 @contextmanager
 def torch_seeded(seed: int, *scope: str | int) -> Iterator[None]:
-    """Seed torch's global generator inside the block and put it back afterwards.
+    """Seed torch's global CPU generator inside the block and put it back afterwards.
 
     Initialisers and dropout of torch take no generator of their own; this is the one way to seed them.
     """
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derive(seed, *scope))
+        torch.default_generator.manual_seed(derive(seed, *scope))
         yield

@@ -89,11 +89,10 @@ class Side:
         own = torch.from_numpy(positions(shared, self.spec.classes))
         theirs = torch.from_numpy(positions(shared, teacher.classes))
         values = torch.from_numpy(teacher.values)
-        weights = torch.ones(len(values))
-        if teacher.form == "logits":
-            values = values[..., theirs]
-        elif len(shared) < len(teacher.classes):
+        if teacher.form == "probabilities" and len(shared) < len(teacher.classes):
             values, weights = self.spec.kind.restrict(values, theirs)
+        else:
+            values, weights = values[..., theirs], torch.ones(len(values))
         chosen = loss or _usual_loss(self.spec, teacher)
         return self.fit(
             self.proxy.at(teacher.samples),

@@ -25,7 +25,8 @@ class Examples:
     """Inputs with their targets.
 
     Attributes:
-        inputs: (N, …): float images (N, channels, height, width), float rows (N, features), int64 token ids (N, length).
+        inputs: (N, …): images (N, channels, height, width), rows (N, features), int64 token ids (N, length); as
+            they were read (bytes, say) until `Task.prepare` makes floats of them.
         targets: (N,) int64 class positions, or whatever the output kind's loss takes.
         groups: natural owner of each example (writer, hospital, domain), or () if the data knows none.
     """
@@ -62,11 +63,13 @@ class TaskData:
         pool: examples that are split into the public proxy set and the clients' private data.
         classes: the task's whole label space, in the order of the targets.
         test: examples to measure everybody with, or None: then each client is measured on a part of its own data.
+        vocabulary: token ids are below it; 0 if the inputs are no tokens.
     """
 
     pool: Examples
     classes: Classes
     test: Examples | None = None
+    vocabulary: int = 0
 
     def __post_init__(self) -> None:
         for part in (self.pool, self.test):
@@ -91,6 +94,7 @@ class TaskSpec:
         modality: "image", "text", "tabular": which models can read it.
         classes: label space; on a client, the classes that this client's model knows.
         input_shape: shape of one input.
+        vocabulary: token ids are below it; 0 if the inputs are no tokens.
     """
 
     name: str
@@ -98,6 +102,7 @@ class TaskSpec:
     modality: str
     classes: Classes
     input_shape: tuple[int, ...]
+    vocabulary: int = 0
 
     @property
     def kind(self) -> OutputKind:

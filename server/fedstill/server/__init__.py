@@ -1,1 +1,1 @@
-"""The server's side: a Flower ServerApp, the round engine, admission, shared teachers, checkpoints, trackers, report."""
+"""The server's side: a Flower ServerApp, the round engine, admission, teachers, checkpoints, trackers, report."""

@@ -5,19 +5,25 @@ Nothing that a client sends can end a run. A `Rejection` says who, why (one of `
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from flwr.app import Message, RecordDict
+from flwr.app import Array, Message, RecordDict
 from numpy.typing import NDArray
 
 from fedstill.common import records
 from fedstill.common.errors import FedstillError, KnowledgeError, MismatchError, Reason
-from fedstill.common.knowledge import Parameters, SoftLabels
+from fedstill.common.knowledge import Form, Layout, Parameters, SoftLabels
 from fedstill.common.messages import Answer, Order, TaskAnswer
 from fedstill.common.sides import ClientInfo
 from fedstill.common.task import TaskSpec
+
+log = logging.getLogger(__name__)
+
+LONGEST_DETAIL = 500
+"""Characters of a rejection's detail: it quotes what a stranger sent, and is written to the run's files."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,15 +49,19 @@ class TaskGate:
         spec: the task over its whole label space.
         exchange: kind of knowledge that the method expects; "nothing" for none.
         proxy_digest: of the server's proxy set.
-        shapes: of the global model's weights, for a method that sends weights.
+        layout: of the global model's weights, for a method that sends weights.
         clients: who has the task.
+        asked: form and temperature of soft labels; see `algorithm.asked`.
+        positions: of one prediction: its shape without the class axis.
     """
 
     spec: TaskSpec
     exchange: str
     proxy_digest: str
-    shapes: Mapping[str, tuple[int, ...]]
+    layout: Layout
     clients: Mapping[str, ClientInfo]
+    asked: tuple[Form, float] = ("probabilities", 1.0)
+    positions: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +88,7 @@ class Gate:
             answered: this client's answer of this round is in already.
         """
         if reply.has_error():
-            return Rejection(self.client, Reason.CLIENT_ERROR, last_line(reply.error.reason or "no reason given"))
+            return self._rejection(Reason.CLIENT_ERROR, last_line(reply.error.reason or "no reason given"))
         try:
             if answered:
                 raise MismatchError("a second answer", "the first one counts", reason=Reason.DUPLICATE)
@@ -86,10 +96,18 @@ class Gate:
             answer = records.read_answer(reply.content, self.order)
             self._check(answer)
         except (KnowledgeError, MismatchError) as error:
-            return Rejection(self.client, error.reason, str(error))
-        except (FedstillError, ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
-            return Rejection(self.client, Reason.MALFORMED, f"{type(error).__name__}: {error}")
+            return self._rejection(error.reason, str(error))
+        except FedstillError as error:
+            return self._rejection(Reason.MALFORMED, str(error))
+        except (
+            Exception
+        ) as error:  # the border: whatever a stranger's bytes bring about counts against the stranger alone
+            log.debug("an answer of %s failed in an unforeseen way", self.client, exc_info=True)
+            return self._rejection(Reason.MALFORMED, f"{type(error).__name__}: {error}")
         return answer
+
+    def _rejection(self, reason: Reason, detail: str) -> Rejection:
+        return Rejection(self.client, reason, detail[:LONGEST_DETAIL])
 
     def _check_size(self, size: int) -> None:
         if size > self.largest:
@@ -128,42 +146,51 @@ class Gate:
         if kind != gate.exchange:
             raise MismatchError(f"knowledge of kind '{kind}'", f"expected '{gate.exchange}'", reason=Reason.KIND)
         if isinstance(answer.knowledge, SoftLabels):
-            _check_soft_labels(answer.knowledge, gate.spec, gate.clients[self.client].classes, samples)
+            _check_soft_labels(answer.knowledge, gate, gate.clients[self.client].classes, samples)
         elif isinstance(answer.knowledge, Parameters):
-            _check_parameters(answer.knowledge, gate.shapes)
+            _check_parameters(answer.knowledge, gate.layout)
 
 
-def _check_soft_labels(
-    labels: SoftLabels, spec: TaskSpec, own: tuple[str, ...], samples: NDArray[np.int64]
-) -> None:
-    if labels.output != spec.output:
-        raise MismatchError(f"output kind '{labels.output}'", f"expected '{spec.output}'", reason=Reason.KIND)
+def _check_soft_labels(labels: SoftLabels, gate: TaskGate, own: tuple[str, ...], samples: NDArray[np.int64]) -> None:
+    came = (labels.output, labels.form, labels.temperature)
+    if came != (gate.spec.output, *gate.asked):
+        raise MismatchError(
+            "{} {} at temperature {}".format(*came),
+            "expected {} {} at temperature {}".format(gate.spec.output, *gate.asked),
+            reason=Reason.KIND,
+        )
+    if labels.values.shape[1:-1] != gate.positions:
+        raise KnowledgeError(
+            f"predictions at {labels.values.shape[1:-1]} positions", f"expected {gate.positions}", reason=Reason.SHAPE
+        )
     strange = sorted(set(labels.classes) - set(own))
     if strange:
         raise KnowledgeError(
             f"classes {strange[:5]}", f"expected some of the {len(own)} it announced", reason=Reason.CLASSES
         )
-    if not np.isin(labels.samples, samples).all():
-        raise KnowledgeError("samples that were not asked for", "expected this round's", reason=Reason.SAMPLES)
-
-
-def _check_parameters(parameters: Parameters, shapes: Mapping[str, tuple[int, ...]]) -> None:
-    came = {name: array.shape for name, array in parameters.weights.items()}
-    if came != dict(shapes):
-        differing = sorted(set(came.items()) ^ set(shapes.items()))[:3]
+    if not len(labels.samples) or not np.isin(labels.samples, samples).all():
         raise KnowledgeError(
-            f"weights {differing}", "expected the names and shapes of the global model", reason=Reason.SHAPE
+            "no samples, or some that were not asked for", "expected this round's", reason=Reason.SAMPLES
+        )
+
+
+def _check_parameters(parameters: Parameters, layout: Layout) -> None:
+    came = parameters.layout()
+    if came != layout:
+        differing = sorted(set(came.items()) ^ set(layout.items()))[:3]
+        raise KnowledgeError(
+            f"weights {differing}", "expected names, shapes and types of the global model's", reason=Reason.SHAPE
         )
 
 
 def declared_bytes(content: RecordDict) -> int:
-    """Bytes of all arrays and texts in a message, without decoding one."""
-    arrays = sum(len(array.data) for record in content.array_records.values() for array in record.values())
-    values = (value for record in content.config_records.values() for value in record.values())
-    return arrays + sum(_bytes(value) for value in values)
+    """Bytes of everything in a message, without decoding an array."""
+    return sum(len(key) + _bytes(value) for record in content.values() for key, value in record.items())
 
 
 def _bytes(value: object) -> int:
+    if isinstance(value, Array):
+        return len(value.data)
     if isinstance(value, list):
         return sum(_bytes(item) for item in value)
     return len(value) if isinstance(value, str | bytes) else 8

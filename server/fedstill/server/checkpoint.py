@@ -1,7 +1,7 @@
 """Durable steps: a checkpoint is one safetensors file and a manifest with its checksum.
 
-The manifest is written last, by renaming: that is the commit. A crash before it leaves the step undone, a crash after it
-leaves the step done. A checkpoint whose checksum does not match is passed over for the one before it.
+The manifest is written last, by renaming: that is the commit. A crash before it leaves the step undone, a crash after
+it leaves the step done. A checkpoint whose checksum does not match is passed over for the one before it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedstill.common.errors import FedstillError
+from fedstill.common.errors import FedstillError, RunFolderError
 from fedstill.common.files import write_atomically
 from fedstill.common.knowledge import Knowledge, knowledge_from_parts
 from fedstill.server.record import to_line
@@ -45,12 +45,11 @@ def save(folder: Path, state: RunState) -> None:
         tensors |= {f"{name}/model/{key}": value for key, value in task.model.items()}
         tensors |= {f"{name}/memory/{key}": value for key, value in task.memory.items()}
         tasks[name] = _write_knowledge(name, task.knowledge, tensors)
-    content = to_bytes({key: value.contiguous() for key, value in tensors.items()})
+    content = to_bytes({key: value.clone(memory_format=torch.contiguous_format) for key, value in tensors.items()})
     manifest = {
         "step": state.step,
         "tasks": tasks,
         "versions": dict(state.versions),
-        "latest": dict(state.latest),
         "record": dict(state.record),
         "tensors": hashlib.sha256(content).hexdigest(),
     }
@@ -62,12 +61,23 @@ def save(folder: Path, state: RunState) -> None:
 
 
 def newest(folder: Path) -> RunState | None:
-    """The newest sound state, or None if there is none."""
-    for step in sorted(_steps(folder), reverse=True):
+    """The newest sound state, or None if nothing was committed.
+
+    Raises:
+        RunFolderError: if there are checkpoints, and every one is damaged.
+    """
+    steps = sorted(_steps(folder), reverse=True)
+    for step in steps:
         try:
             return _load(folder, step)
         except (OSError, ValueError, KeyError, TypeError, FedstillError) as error:
             log.warning("checkpoint of step %d is damaged (%s); falling back to the one before it", step, error)
+    if steps:
+        raise RunFolderError(
+            f"checkpoints of steps {steps}",
+            f"expected a sound one in {folder}",
+            "begin the run again in another folder",
+        )
     return None
 
 
@@ -86,7 +96,6 @@ def _load(folder: Path, step: int) -> RunState:
         step=manifest["step"],
         tasks={name: _read_task(name, table, tensors) for name, table in manifest["tasks"].items()},
         versions=manifest["versions"],
-        latest=manifest["latest"],
         record=manifest["record"],
     )
 

@@ -6,12 +6,16 @@
     clients/        students of a simulated run
     tensorboard/    events
     report.html     made at the end, and by `fedstill report`
+
+Every file is whole at any moment, but for the last line of rounds.jsonl.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
+import time
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -52,13 +56,33 @@ class RunFolder:
         """The report's place."""
         return self.path / "report.html"
 
+    def remove(self) -> None:
+        """Take away a folder in which nothing was committed."""
+        if not self.records():
+            shutil.rmtree(self.path, ignore_errors=True)
+
+    def add(self, **tables: Any) -> None:
+        """Write further tables into config.toml, in place of those of the same name.
+
+        Raises:
+            StorageError: if the disk refuses; the file is as before.
+        """
+        config = self.config()
+        if any(config.get(name) != table for name, table in tables.items()):
+            write_atomically(self.path / "config.toml", to_toml(config | tables).encode())
+
     def scenario(self) -> Scenario:
         """The scenario of the run.
 
         Raises:
             RunFolderError: if the folder is none of a run.
         """
-        return parse(self.config()["scenario"])
+        table = self.config().get("scenario")
+        if not isinstance(table, dict):
+            raise RunFolderError(
+                f"run folder {self.path}", "expected a table [scenario] in config.toml", "name the folder of a run"
+            )
+        return parse(table)
 
     def config(self) -> dict[str, Any]:
         """What config.toml holds.
@@ -79,7 +103,7 @@ class RunFolder:
         if not path.exists():
             return []
         found: list[dict[str, Any]] = []
-        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        for line in path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]:
             try:
                 found.append(json.loads(line))
             except json.JSONDecodeError:
@@ -133,6 +157,19 @@ def new_folder(path: Path, scenario: Scenario, *, data_dir: Path | None, extra: 
     return folder
 
 
+def begin_folder(path: Path | None, scenario: Scenario, *, data_dir: Path | None) -> RunFolder:
+    """The folder to go on with if it holds this run already, else a new one; None makes one below runs/.
+
+    Raises:
+        RunFolderError: if something else is there.
+        StorageError: if it cannot be written.
+    """
+    if path is not None and (path / "config.toml").is_file():
+        return open_folder(path, scenario)
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    return new_folder(path or Path("runs") / f"{scenario.name}-{stamp}-{os.getpid()}", scenario, data_dir=data_dir)
+
+
 def open_folder(path: Path, scenario: Scenario | None = None) -> RunFolder:
     """Open the folder of a run.
 
@@ -147,7 +184,7 @@ def open_folder(path: Path, scenario: Scenario | None = None) -> RunFolder:
         raise RunFolderError(f"run folder {path}", "is not there", "see 'runs/' for the runs made here")
     folder = RunFolder(path)
     if scenario is not None:
-        differing = differences(dump(folder.scenario()), dump(scenario))
+        differing = differences(folder.config().get("scenario", {}), dump(scenario))
         if differing:
             raise RunFolderError(
                 f"run folder {path}",

@@ -5,6 +5,8 @@
     abandoned  earlier attempts at this step that stayed below quorum
     bytes      up and down: total, and of each client
     tasks      name → {"server": measures, "clients": {client: measures}}
+
+A measure that is no finite number is null.
 """
 
 from __future__ import annotations
@@ -111,8 +113,8 @@ class StepRecord:
 
 
 def to_line(table: Mapping[str, Any]) -> str:
-    """One line of JSON; NaN, which JSON has not, becomes null."""
-    return json.dumps(_no_nan(table), ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    """One line of ASCII JSON, whatever the texts hold; NaN, which JSON has not, becomes null."""
+    return json.dumps(_no_nan(table), separators=(",", ":"), allow_nan=False)
 
 
 def _no_nan(value: Any) -> Any:

@@ -9,7 +9,6 @@ from typing import Any
 from torch import Tensor
 
 from fedstill.common.knowledge import Knowledge
-from fedstill.common.messages import Metrics
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -36,12 +35,10 @@ class RunState:
             -1 before anything.
         tasks: by name.
         versions: of each client's student: the round after which it was saved.
-        latest: the last measures of each client: client → task → measures.
         record: what the last step is told to the world; see `record.StepRecord`.
     """
 
     step: int
     tasks: Mapping[str, TaskState]
     versions: Mapping[str, int] = field(default_factory=dict)
-    latest: Mapping[str, Mapping[str, Metrics]] = field(default_factory=dict)
     record: Mapping[str, Any] = field(default_factory=dict)

@@ -19,7 +19,7 @@ class Central:
     name: ClassVar[str] = "central"
     paper: ClassVar[str] = ""
     outputs: ClassVar[frozenset[str]] = EVERY_OUTPUT
-    exchange: ClassVar[str] = "nothing"
+    exchange: ClassVar[str] = "data"
     homogeneous: ClassVar[bool] = False
 
     def start(self, server: Server) -> None:

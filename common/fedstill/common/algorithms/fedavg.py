@@ -40,8 +40,6 @@ class FedAvg:
 
     def merge(self, server: Server, contributions: Sequence[Contribution]) -> Parameters:
         """Weighted mean of the weights, which becomes the server's model."""
-        mean = mean_parameters(
-            [parameters_of(c.knowledge) for c in contributions], [c.examples for c in contributions]
-        )
+        mean = mean_parameters([parameters_of(c.knowledge) for c in contributions], [c.examples for c in contributions])
         server.load(mean)
         return mean

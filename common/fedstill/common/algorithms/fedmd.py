@@ -6,9 +6,9 @@ Li & Wang 2019, https://arxiv.org/abs/1910.03581, algorithm 1. With client k's c
     digest       student ← f̃ on the proxy samples
     revisit      student ← private data
 
-Deviations: (1) the exchanged scores are probabilities at a temperature and the digest minimises T²·KL, because a mean of
-raw logits falls to one client that scales its own; `scores = "logits"` gives the authors' raw scores with mean absolute
-difference. (2) The paper first trains every model on a labelled public set; our proxy set has no labels.
+Deviations: (1) the exchanged scores are probabilities at a temperature and the digest minimises T²·KL, because a mean
+of raw logits falls to one client that scales its own; `scores = "logits"` gives the authors' raw scores with mean
+absolute difference. (2) The paper first trains every model on a labelled public set; our proxy set has no labels.
 """
 
 from __future__ import annotations
@@ -48,6 +48,11 @@ class FedMD:
         check.positive("soft labels are softmax(z / temperature)", algorithm_temperature=self.temperature)
         check.at_least(1, algorithm_digest_epochs=self.digest_epochs)
         check.one_of(("probabilities", "logits"), algorithm_scores=self.scores)
+
+    @property
+    def asked(self) -> tuple[Form, float]:
+        """Form and temperature of the clients' answers."""
+        return self.scores, self.temperature
 
     def start(self, server: Server) -> None:
         """Nothing to tell before the first answers."""

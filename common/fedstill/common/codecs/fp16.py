@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fedstill.common.errors import KnowledgeError
 from fedstill.common.knowledge import Arrays
@@ -33,9 +34,7 @@ class FP16:
         }
 
 
-def _half(name: str, array: np.ndarray[tuple[int, ...], np.dtype[np.generic]]) -> np.ndarray[
-    tuple[int, ...], np.dtype[np.generic]
-]:
+def _half(name: str, array: NDArray[np.generic]) -> NDArray[np.generic]:
     largest = np.finfo(np.float16).max
     if array.size and np.abs(array).max() > largest:
         raise KnowledgeError(f"'{name}' of {np.abs(array).max():.3g}", f"expected at most {largest}", "use codec 'raw'")

@@ -95,7 +95,9 @@ def _federate(tasks: tuple[tuple[str, TaskPlan], ...], clients: int, seed: int, 
         names = names or owners
     if len(tasks) > 1:
         names = client_names(clients)
-        shares = {name: _renamed(share, names, plan) for (name, plan), share in zip(tasks, shares.values(), strict=True)}
+        shares = {
+            name: _renamed(share, names, plan) for (name, plan), share in zip(tasks, shares.values(), strict=True)
+        }
     return Federation(names, shares)
 
 
@@ -132,7 +134,8 @@ def _share(
     private = ready(pool.take(rest))
     test = None if data.test is None else ready(_some(data.test, plan.test, seed))
     public = ready(public)
-    spec = TaskSpec(name, plan.task.output, plan.task.modality, data.classes, tuple(public.inputs.shape[1:]))
+    shape = tuple(public.inputs.shape[1:])
+    spec = TaskSpec(name, plan.task.output, plan.task.modality, data.classes, shape, data.vocabulary)
     members = plan.clients or tuple(range(clients))
     rows_of = partition(private, plan.partition, len(members), classes=data.classes, seed=seed)
     natural = plan.partition.kind == "natural" and not plan.clients

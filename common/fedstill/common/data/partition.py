@@ -1,7 +1,8 @@
-"""Splits of a data set over clients, by the partitioners of flwr-datasets, over data in memory."""
+"""Splits of a data set over clients, by the partitioners of flwr-datasets where chance has a say, over data in memory."""
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import numpy as np
@@ -39,22 +40,36 @@ def partition(
 def _by_partitioner(
     examples: Examples, plan: PartitionPlan, count: int, classes: Classes, seed: int
 ) -> dict[str, NDArray[np.int64]]:
+    # Shuffled once, because the partitioners take neighbours.
+    order = numpy_rng(seed, "shuffle").permutation(len(examples))
+    if plan.kind == "iid":
+        # What IidPartitioner does, without two seconds of imports for one line.
+        parts = np.array_split(order, count)
+    else:
+        parts = _by_label(order, examples.targets.numpy()[order], plan, count, len(classes), derive(seed, "partition"))
+    return {str(number): np.sort(rows) for number, rows in enumerate(parts)}
+
+
+def _by_label(
+    rows: NDArray[np.int64], labels: NDArray[np.int64], plan: PartitionPlan, count: int, classes: int, seed: int
+) -> list[NDArray[np.int64]]:
     from datasets import Dataset
 
-    columns: dict[str, Any] = {"row": np.arange(len(examples))}
-    if examples.targets.dim() == 1:
-        columns["label"] = examples.targets.numpy()
-    partitioner = _partitioner(plan, count, len(classes), derive(seed, "partition") % 2**32)
+    if labels.ndim != 1:
+        raise DataError(f"partition.kind = '{plan.kind}'", "expected one label for each example", "choose 'iid'")
+    partitioner = _partitioner(plan, count, classes, seed % 2**32)
     try:
-        # Shuffled once, because the iid partitioner takes neighbours.
-        order = numpy_rng(seed, "shuffle").permutation(len(examples))
-        partitioner.dataset = Dataset.from_dict({name: column[order] for name, column in columns.items()})
-        parts = [np.sort(np.asarray(partitioner.load_partition(k)["row"], dtype=np.int64)) for k in range(count)]
+        partitioner.dataset = Dataset.from_dict({"row": rows, "label": labels})
+        with warnings.catch_warnings():
+            # DirichletPartitioner warns at each new try, and raises after the last.
+            warnings.simplefilter("ignore")
+            return [np.asarray(partitioner.load_partition(k)["row"], dtype=np.int64) for k in range(count)]
     except (ValueError, KeyError) as error:
         raise DataError(
-            f"{len(examples)} examples over {count} clients ({plan.kind})", f"cannot be split: {error}"
+            f"{len(rows)} examples over {count} clients ({plan.kind})",
+            f"cannot be split: {error}",
+            "fewer clients, a larger alpha, more data or a lower partition.minimum",
         ) from None
-    return {str(number): rows for number, rows in enumerate(parts)}
 
 
 def _partitioner(plan: PartitionPlan, count: int, classes: int, seed: int) -> Any:
@@ -64,28 +79,24 @@ def _partitioner(plan: PartitionPlan, count: int, classes: int, seed: int) -> An
         return kinds.DirichletPartitioner(
             num_partitions=count, partition_by="label", alpha=plan.alpha, min_partition_size=plan.minimum, seed=seed
         )
-    if plan.kind == "pathological":
-        if plan.classes > classes:
-            raise DataError(f"partition.classes={plan.classes}", f"expected at most {classes}, the number of classes")
-        return kinds.PathologicalPartitioner(
-            num_partitions=count,
-            partition_by="label",
-            num_classes_per_partition=plan.classes,
-            class_assignment_mode="first-deterministic",
-            seed=seed,
-        )
-    return kinds.IidPartitioner(num_partitions=count)
+    if plan.classes > classes:
+        raise DataError(f"partition.classes={plan.classes}", f"expected at most {classes}, the number of classes")
+    return kinds.PathologicalPartitioner(
+        num_partitions=count,
+        partition_by="label",
+        num_classes_per_partition=plan.classes,
+        class_assignment_mode="first-deterministic",
+        seed=seed,
+    )
 
 
 def _by_owner(examples: Examples, count: int, minimum: int, seed: int) -> dict[str, NDArray[np.int64]]:
     """One client for each natural owner; `count` of them, drawn at random, if there are more with enough examples."""
     if not examples.groups:
         raise DataError("partition.kind = 'natural'", "expected data with owners", "choose another kind of partition")
-    from datasets import Dataset
-    from flwr_datasets.partitioner import NaturalIdPartitioner
-
-    names, sizes = np.unique(np.asarray(examples.groups), return_counts=True)
-    owners = names[sizes >= minimum]
+    groups = np.asarray(examples.groups)
+    names, place, sizes = np.unique(groups, return_inverse=True, return_counts=True)
+    owners = np.flatnonzero(sizes >= minimum)
     if len(owners) < count:
         raise DataError(
             f"clients.count={count}",
@@ -93,8 +104,4 @@ def _by_owner(examples: Examples, count: int, minimum: int, seed: int) -> dict[s
             "lower clients.count or partition.minimum",
         )
     chosen = np.sort(numpy_rng(seed, "owners").choice(owners, count, replace=False))
-    kept = np.flatnonzero(np.isin(np.asarray(examples.groups), chosen))
-    partitioner = NaturalIdPartitioner(partition_by="owner")
-    partitioner.dataset = Dataset.from_dict({"row": kept, "owner": [examples.groups[row] for row in kept]})
-    parts = [np.asarray(partitioner.load_partition(k)["row"], dtype=np.int64) for k in range(count)]
-    return {examples.groups[rows[0]]: rows for rows in sorted(parts, key=lambda rows: examples.groups[rows[0]])}
+    return {str(names[owner]): np.flatnonzero(place == owner) for owner in chosen}

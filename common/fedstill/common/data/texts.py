@@ -1,0 +1,108 @@
+"""Texts from CSV and JSON files as tables, and their words as token ids."""
+
+from __future__ import annotations
+
+import json
+import re
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedstill.common.data.content import bare_name, part_of, read_text
+from fedstill.common.data.tables import Table, parse_csv
+from fedstill.common.errors import DataError
+
+SUFFIXES = (".csv", ".tsv", ".json", ".jsonl")
+
+LABEL_NAMES = ("label", "class", "intent", "category", "target", "topic", "sentiment")
+TEXT_NAMES = ("text", "sentence", "utterance", "title", "description", "content", "question", "review")
+
+_WORD = re.compile(r"\w+|[^\w\s]")
+
+
+def token_ids(texts: Sequence[str], *, vocabulary: int, length: int) -> Tensor:
+    """Words and marks of lower-cased texts as numbers: (N, length) int64.
+
+    A word's id is 1 + crc32 mod (vocabulary − 1), the same everywhere and without a word list to agree on; different
+    words may share one. 0 is padding; what exceeds `length` is cut.
+    """
+    ids = np.zeros((len(texts), length), dtype=np.int64)
+    known: dict[str, int] = {}
+    for row, text in enumerate(texts):
+        for place, word in enumerate(_WORD.findall(text.lower())[:length]):
+            if word not in known:
+                known[word] = 1 + zlib.crc32(word.encode()) % (vocabulary - 1)
+            ids[row, place] = known[word]
+    return torch.from_numpy(ids)
+
+
+def read_texts(
+    path: Path, *, named: Iterable[str] = (), delimiter: str = "", encoding: str = "utf-8"
+) -> dict[str, Table]:
+    """The tables of a file of texts, by part: "train", "test" or the keys of a JSON object.
+
+    A CSV file's first row is a header if it has a usual name of a column, or one of `named`. JSON is a list of rows,
+    one row a line, or an object with a list of rows for each part; a row is a list of cells or an object.
+
+    Raises:
+        DataError: if the file is missing, damaged or of another form.
+    """
+    text = read_text(path, encoding=encoding)
+    name = bare_name(path)
+    if not name.endswith((".json", ".jsonl")):
+        mark = delimiter or ("\t" if name.endswith(".tsv") else ",")
+        header = {*LABEL_NAMES, *TEXT_NAMES, *(word.lower() for word in named)}
+        return {part_of(name): parse_csv(text, str(path), header=header, delimiter=mark)}
+    content = _json(text, path)
+    if isinstance(content, dict):
+        return {part: _table(rows, f"{path}: {part}") for part, rows in content.items()}
+    return {part_of(name): _table(content, str(path))}
+
+
+def label_owners(path: Path) -> dict[str, str] | None:
+    """The owner of each label, from a JSON object of owner → labels; None if the file is anything else."""
+    if not bare_name(path).endswith(".json"):
+        return None
+    content = _json(read_text(path), path)
+    if not isinstance(content, dict) or not content:
+        return None
+    lists = [labels for labels in content.values() if isinstance(labels, list) and labels]
+    if len(lists) != len(content) or not all(isinstance(label, str) for labels in lists for label in labels):
+        return None
+    return {label: owner for owner, labels in content.items() for label in labels}
+
+
+def _json(text: str, path: Path) -> Any:
+    try:
+        if bare_name(path).endswith(".jsonl"):
+            return [json.loads(line) for line in text.splitlines() if line.strip()]
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path}", f"is no JSON: {error}", "fetch the file again") from None
+
+
+def _table(rows: object, where: str) -> Table:
+    if not isinstance(rows, list) or not rows:
+        raise DataError(where, "expected a list of rows")
+    if isinstance(rows[0], Mapping):
+        columns = tuple(map(str, rows[0]))
+        return Table(where, columns, tuple(_cells(row, where, columns) for row in rows))
+    width = len(rows[0]) if isinstance(rows[0], list) else 0
+    return Table(where, tuple(map(str, range(width))), tuple(_cells(row, where, ()) for row in rows))
+
+
+def _cells(row: object, where: str, columns: tuple[str, ...]) -> tuple[str, ...]:
+    if columns and isinstance(row, Mapping) and set(row) == set(columns):
+        cells = [row[column] for column in columns]
+    elif not columns and isinstance(row, list):
+        cells = row
+    else:
+        raise DataError(f"{where}: row {str(row)[:60]}", 'expected rows of one form, [text, label] or {"text": …}')
+    if not all(isinstance(cell, (str, int, float)) for cell in cells):
+        raise DataError(f"{where}: row {str(row)[:60]}", "expected cells of text or numbers")
+    return tuple(str(cell).strip() for cell in cells)

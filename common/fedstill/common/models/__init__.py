@@ -1,0 +1,86 @@
+"""Models by name, FAMILY-SIZE: one file for each backbone family, small to large."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar, Protocol
+
+from torch import nn
+
+from fedstill.common.errors import ConfigError, UnsupportedError, nearest
+from fedstill.common.registry import MODELS
+from fedstill.common.seeding import torch_seeded
+from fedstill.common.task import TaskSpec
+
+
+class ModelFamily(Protocol):
+    """A backbone in several sizes: a class without state, one file in `models/`.
+
+    Attributes:
+        name: by which it is found; the file's name.
+        paper: authors, year, address; "" if there is none.
+        modalities: what it can read ("image", "text", "tabular").
+        sizes: a line on each size, from small to large.
+    """
+
+    name: ClassVar[str]
+    paper: ClassVar[str]
+    modalities: ClassVar[frozenset[str]]
+    sizes: ClassVar[Mapping[str, str]]
+
+    def build(self, size: str, spec: TaskSpec) -> nn.Module:
+        """A new model: inputs (N, *spec.input_shape) to raw outputs (N, len(spec.classes)).
+
+        Torch's global generator is seeded around the call.
+
+        Raises:
+            UnsupportedError: if inputs of that shape are too small for it.
+        """
+
+
+def build_model(name: str, spec: TaskSpec, *, seed: int) -> nn.Module:
+    """A new model with random weights; the same seed gives the same weights.
+
+    Args:
+        name: FAMILY-SIZE, such as "cnn-small".
+        spec: the task: its input shape, and one output for each of its classes.
+        seed: of the weights.
+
+    Raises:
+        ConfigError: if there is no such model; the message names the nearest.
+        UnsupportedError: if the family cannot read the task's inputs.
+    """
+    family_name, _, size = name.rpartition("-")
+    known = family_name in MODELS.names()
+    family: ModelFamily | None = MODELS.get(family_name)() if known else None
+    if family is None or size not in family.sizes:
+        raise ConfigError(f"model '{name}'", "expected a known model", nearest(name, model_names()))
+    if spec.modality not in family.modalities:
+        raise UnsupportedError(
+            f"model '{name}' for task '{spec.name}' of modality '{spec.modality}'",
+            f"expected one of {', '.join(sorted(family.modalities))}",
+            f"such as {', '.join(model_names(spec.modality))}",
+        )
+    if spec.modality == "text" and spec.vocabulary < 2:
+        raise UnsupportedError(
+            f"task '{spec.name}' with a vocabulary of {spec.vocabulary}",
+            "expected at least 2 (0 is padding)",
+            "a text task has to set TaskData.vocabulary",
+        )
+    with torch_seeded(seed, "weights"):
+        return family.build(size, spec)
+
+
+def model_names(modality: str = "") -> tuple[str, ...]:
+    """Every model that can read the modality ("" for any), by family and from small to large. Imports them all."""
+    return tuple(
+        f"{name}-{size}"
+        for name, family in MODELS.all().items()
+        if not modality or modality in family.modalities
+        for size in family.sizes
+    )
+
+
+def parameter_count(model: nn.Module) -> int:
+    """Number of trainable weights."""
+    return sum(weight.numel() for weight in model.parameters() if weight.requires_grad)

@@ -1,0 +1,201 @@
+"""Images of one class each: scikit-learn's digits, MNIST's format, or image files in a folder for each class."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib.util import find_spec
+from pathlib import Path, PurePosixPath
+from typing import ClassVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fedstill.common import check
+from fedstill.common.data.classes import check_share, class_names, class_positions, set_aside
+from fedstill.common.data.content import part_of, read_text, told_as_data_errors
+from fedstill.common.data.idx import dimensions, read_idx
+from fedstill.common.data.images import ARCHIVES, ImageStore, decode, open_images
+from fedstill.common.data.scaling import standardise_images
+from fedstill.common.errors import DataError
+from fedstill.common.labels import Classes, label_space
+from fedstill.common.metrics import accuracy
+from fedstill.common.seeding import numpy_rng
+from fedstill.common.task import Examples, TaskData, find_task_folder
+
+
+@dataclass(frozen=True, slots=True)
+class ImageTask:
+    """Tell what an image shows.
+
+    Attributes:
+        source: "digits" (scikit-learn's, 8 × 8, nothing to download); a folder of idx files as MNIST has them, where
+            QMNIST's label files add the writers; or a folder or tar archive of `{train,test}/CLASS/FILE`
+            or `CLASS/FILE`.
+        classes: names of the classes in the order of their labels; () for the folders' names, or "0", "1", "2" …
+        samples: at most so many images of each part are read, drawn once and for all; 0 for all.
+        side: height and width to which image files are resized; 0 if all are of one size.
+        test_share: share set aside to measure with, where the source has no test part.
+    """
+
+    name: ClassVar[str] = "image"
+    output: ClassVar[str] = "categorical"
+    modality: ClassVar[str] = "image"
+
+    source: str = "digits"
+    classes: tuple[str, ...] = ()
+    samples: int = 0
+    side: int = 0
+    test_share: float = 0.2
+
+    def __post_init__(self) -> None:
+        check.at_least(0, samples=self.samples, side=self.side)
+        check_share(self.test_share)
+
+    def load(self, folder: Path | None) -> TaskData:
+        """Read the images as bytes (N, channels, height, width); kept for the next call in this process."""
+        return _load(self, folder)
+
+    def prepare(self, inputs: Tensor, proxy: Tensor) -> Tensor:
+        """Standardise each channel with the proxy set's mean and deviation."""
+        return standardise_images(inputs, proxy)
+
+    def measure(self, logits: Tensor, targets: Tensor, classes: Classes) -> dict[str, float]:
+        """Accuracy."""
+        return {"accuracy": accuracy(logits, targets)}
+
+
+@lru_cache(maxsize=2)
+def _load(task: ImageTask, folder: Path | None) -> TaskData:
+    with told_as_data_errors(task.source):
+        if task.source == "digits":
+            return _digits(task)
+        path = find_task_folder(folder, task.source)
+        if path.is_dir() and any(dimensions(file) for file in path.iterdir() if file.is_file()):
+            return _idx_folder(task, path)
+        return _image_files(task, path)
+
+
+def _digits(task: ImageTask) -> TaskData:
+    # The file that scikit-learn's load_digits reads; to import scikit-learn for it takes a second in every process.
+    package = find_spec("sklearn")
+    if package is None or not package.submodule_search_locations:
+        raise ModuleNotFoundError(name="scikit-learn")
+    path = Path(package.submodule_search_locations[0]) / "datasets" / "data" / "digits.csv.gz"
+    rows = np.array([line.split(",") for line in read_text(path).split()], dtype=np.float32).astype(np.int64)
+    images = rows[:, :64].reshape(-1, 1, 8, 8).astype(np.uint8)
+    chosen = _chosen(len(images), task.samples, "train")
+    pool, test = set_aside(
+        Examples(torch.from_numpy(images[chosen]), torch.from_numpy(rows[chosen, 64])), task.test_share
+    )
+    return TaskData(pool, label_space(task.classes or map(str, range(10))), test)
+
+
+def _numbered(classes: Classes, *targets: Tensor) -> Classes:
+    return label_space(classes or map(str, range(int(max(part.max() for part in targets)) + 1)))
+
+
+def _chosen(count: int, samples: int, part: str) -> NDArray[np.int64]:
+    if not samples or samples >= count:
+        return np.arange(count)
+    return np.sort(numpy_rng(0, "samples", part).choice(count, samples, replace=False))
+
+
+# MNIST's format ------------------------------------------------------------------------------------------------------
+
+_ROLES = {1: "labels", 2: "owners", 3: "images"}
+"""What an idx file holds, by its number of dimensions."""
+
+_WRITER = 2
+"""Column of QMNIST's label files with the writer's number; column 0 is the label."""
+
+
+def _idx_folder(task: ImageTask, folder: Path) -> TaskData:
+    files: dict[tuple[str, str], Path] = {}
+    for path in sorted(file for file in folder.iterdir() if file.is_file()):
+        role = _ROLES.get(dimensions(path))
+        part = part_of(path.name)
+        if role and (part, role) in files:
+            raise DataError(f"{folder}", f"expected one file of {part} {role}", f"remove {path.name} or the other")
+        if role:
+            files[part, role] = path
+    pool = _idx_part(task, folder, files, "train")
+    if ("test", "images") not in files:
+        everything = _numbered(task.classes, pool.targets)
+        pool, test = set_aside(pool, task.test_share)
+        return TaskData(pool, everything, test)
+    test = _idx_part(task, folder, files, "test")
+    return TaskData(pool, _numbered(task.classes, pool.targets, test.targets), test)
+
+
+def _idx_part(task: ImageTask, folder: Path, files: dict[tuple[str, str], Path], part: str) -> Examples:
+    for role in ("images", "labels"):
+        if (part, role) not in files:
+            raise DataError(f"{folder}", f"expected an idx file of {part} {role}", f"such as {part}-{role}.gz")
+    images, labels = read_idx(files[part, "images"]), read_idx(files[part, "labels"])
+    if images.dtype != np.uint8 or not np.issubdtype(labels.dtype, np.integer):
+        raise DataError(f"{folder}: {part} part", "expected images of bytes and labels of whole numbers")
+    if len(images) != len(labels) or not len(images):
+        raise DataError(f"{folder}: {len(images)} {part} images with {len(labels)} labels", "expected one each")
+    rows = _chosen(len(images), task.samples, part)
+    owners: tuple[str, ...] = ()
+    # The pool is split by owner; a test part never is.
+    if part == "train" and (part, "owners") in files:
+        owners = _writers(files[part, "owners"], labels, rows)
+    return Examples(torch.from_numpy(images[rows][:, None]), torch.from_numpy(labels[rows].astype(np.int64)), owners)
+
+
+def _writers(path: Path, labels: NDArray[np.generic], rows: NDArray[np.int64]) -> tuple[str, ...]:
+    table = read_idx(path)
+    if table.shape[1] <= _WRITER or len(table) < len(labels) or (table[: len(labels), 0] != labels).any():
+        raise DataError(f"{path}", "expected the labels of the images beside it in column 0, the writers in column 2")
+    return tuple(f"writer-{number:04d}" for number in table[rows, _WRITER].tolist())
+
+
+# Image files ---------------------------------------------------------------------------------------------------------
+
+
+def _image_files(task: ImageTask, path: Path) -> TaskData:
+    with open_images(_archive_in(path)) as store:
+        parts: dict[str, list[str]] = {}
+        for name in store.names:
+            parts.setdefault(_part(path, name), []).append(name)
+        if len(parts) == 1:
+            parts = {"train": store_names for store_names in parts.values()}
+        if "train" not in parts:
+            raise DataError(f"{path} with parts {', '.join(parts)}", "expected a part 'train'", "rename a folder")
+        pool_names = parts["train"]
+        test_names = parts.get("test") or parts.get("validation") or []
+        classes = label_space(task.classes or class_names(map(_class, [*pool_names, *test_names])))
+        pool = _read(task, store, pool_names, part="train", classes=classes)
+        if test_names:
+            return TaskData(pool, classes, _read(task, store, test_names, part="test", classes=classes))
+    pool, test = set_aside(pool, task.test_share)
+    return TaskData(pool, classes, test)
+
+
+def _archive_in(path: Path) -> Path:
+    """The folder's only archive, if it has one; else the folder itself."""
+    archives = [file for file in path.iterdir() if file.name.lower().endswith(ARCHIVES)] if path.is_dir() else []
+    return archives[0] if len(archives) == 1 else path
+
+
+def _part(path: Path, name: str) -> str:
+    parts = PurePosixPath(name).parts
+    if len(parts) < 2:
+        raise DataError(f"image {name} in {path}", "expected a folder for each class", "move it to its class's folder")
+    return part_of(parts[-3]) if len(parts) > 2 else "train"
+
+
+def _class(name: str) -> str:
+    return PurePosixPath(name).parts[-2]
+
+
+def _read(task: ImageTask, store: ImageStore, names: Sequence[str], *, part: str, classes: Classes) -> Examples:
+    targets = class_positions([_class(name) for name in names], classes, f"{part} part of '{task.source}'")
+    rows = _chosen(len(names), task.samples, part)
+    images = decode(store, [names[row] for row in rows], side=task.side)
+    return Examples(torch.from_numpy(images), targets[torch.from_numpy(rows)])

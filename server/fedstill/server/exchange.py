@@ -1,0 +1,87 @@
+"""Messages out, replies in: everything that the round engine knows of Flower's `Grid`.
+
+Only `push_messages` and `pull_messages` are used: `send_and_receive` gives all replies or those of its timeout, polls every
+three seconds, and cannot tell who is missing.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+from flwr.app import Message, RecordDict
+from flwr.serverapp import Grid
+
+FIRST_PAUSE, LONGEST_PAUSE = 0.01, 1.0
+"""Seconds between two looks for replies: short while they come, longer while they do not."""
+
+SPARE_TTL = 60.0
+"""Seconds by which a message outlives its deadline: an expired one would come back as an error in place of the reply."""
+
+Clock = Callable[[], float]
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """A reply and who was asked.
+
+    Attributes:
+        client: the name of the client that the question went to.
+        message: as it came.
+        again: this client's reply to this question came before.
+    """
+
+    client: str
+    message: Message
+    again: bool
+
+
+def ask(
+    grid: Grid,
+    questions: Mapping[str, RecordDict],
+    nodes: Mapping[str, int],
+    *,
+    kind: str,
+    group: str,
+    deadline: float,
+    clock: Clock = time.monotonic,
+) -> Iterator[Reply]:
+    """Ask clients and give their replies as they come, until all are here or the deadline has passed.
+
+    Args:
+        grid: Flower's.
+        questions: content by client name.
+        nodes: node id by client name.
+        kind: message type, such as "train.round".
+        group: shown in Flower's logs.
+        deadline: seconds from now, on the monotonic clock: a change of the wall clock moves nothing.
+        clock: the monotonic clock, in seconds.
+    """
+    end = clock() + deadline
+    waiting = _push(grid, questions, nodes, kind=kind, group=group, ttl=deadline + SPARE_TTL)
+    asked = dict(waiting)
+    pause = FIRST_PAUSE
+    while waiting and clock() < end:
+        replies = list(grid.pull_messages(list(waiting)))
+        for reply in replies:
+            question = reply.metadata.reply_to_message_id
+            if question in asked:
+                yield Reply(asked[question], reply, again=waiting.pop(question, None) is None)
+        pause = FIRST_PAUSE if replies else min(pause * 1.5, LONGEST_PAUSE)
+        if not replies:
+            time.sleep(max(0.0, min(pause, end - clock())))
+
+
+def _push(
+    grid: Grid, questions: Mapping[str, RecordDict], nodes: Mapping[str, int], *, kind: str, group: str, ttl: float
+) -> dict[str, str]:
+    """Client name by message id, for every message that went out."""
+    # A list, not a generator: Flower's HTTP grid reads it more than once.
+    messages = [Message(content, nodes[name], kind, ttl=ttl, group_id=group) for name, content in questions.items()]
+    accepted = set(grid.push_messages(messages))
+    if not accepted and len(messages) > 1:  # Flower's answer when the batch is too large for one request
+        accepted = {identity for message in messages for identity in grid.push_messages([message])}
+    # The ids come back without those that were refused, so that their order says nothing; each message knows its own.
+    names = {message.metadata.message_id: name for message, name in zip(messages, questions, strict=True)}
+    return {identity: name for identity, name in names.items() if identity in accepted}

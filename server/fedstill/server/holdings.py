@@ -1,0 +1,61 @@
+"""What the server holds of each task: the public samples, and what it measures with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from fedstill.common.data.federation import federate
+from fedstill.common.data.proxy import ProxySet
+from fedstill.common.scenario import Scenario
+from fedstill.common.task import Examples, Task, TaskSpec
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ServerTask:
+    """One task on the server.
+
+    Attributes:
+        task: its kind.
+        spec: over the whole label space.
+        model: architecture of the server's model, unless the method needs the clients'.
+        proxy: public samples.
+        per_round: how many of them a round is about; 0 for all.
+        proxy_targets: their labels, for measurement only; None if nobody knows them.
+        test: samples to measure with, or None.
+        pooled: all private data in one place; None outside a simulation.
+    """
+
+    task: Task
+    spec: TaskSpec
+    model: str
+    proxy: ProxySet
+    per_round: int
+    proxy_targets: Tensor | None
+    test: Examples | None
+    pooled: Callable[[], Examples] | None
+
+
+def simulated(scenario: Scenario, data_dir: Path | None) -> Mapping[str, ServerTask]:
+    """The server's tasks in a simulated run.
+
+    Raises:
+        DataError: if data is missing or broken.
+    """
+    federation = federate(scenario, data_dir)
+    return {
+        name: ServerTask(
+            task=scenario.tasks[name].task,
+            spec=share.spec,
+            model=scenario.tasks[name].server_model,
+            proxy=share.proxy,
+            per_round=scenario.tasks[name].proxy.per_round,
+            proxy_targets=share.proxy_targets,
+            test=share.test,
+            pooled=share.pooled,
+        )
+        for name, share in federation.tasks.items()
+    }

@@ -1,0 +1,97 @@
+"""From a scenario to a finished run: build what the round engine needs, play, write the report."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from flwr.serverapp import Grid
+
+from fedstill.common.errors import UnsupportedError
+from fedstill.common.scenario import Plugin, Scenario, build
+from fedstill.server.folder import RunFolder
+from fedstill.server.holdings import simulated
+from fedstill.server.rounds import Pulse, Run, play
+from fedstill.server.state import RunState
+from fedstill.server.teacher import TEACHERS, Teacher
+from fedstill.server.trackers import Tracker
+
+log = logging.getLogger(__name__)
+
+
+def launch(
+    scenario: Scenario,
+    grid: Grid,
+    folder: RunFolder,
+    *,
+    data_dir: Path | None,
+    trackers: Sequence[Tracker] = (),
+    pulse: Callable[[Pulse], None] = lambda _: None,
+    committed: Callable[[RunState], None] = lambda _: None,
+) -> RunState:
+    """Play a scenario in a run folder, from where the folder stands, and write its report.
+
+    Args:
+        scenario: what is to be done.
+        grid: Flower's way to the clients.
+        folder: of the run.
+        data_dir: folder of data sets.
+        trackers: told of every committed step, beside TensorBoard's events.
+        pulse: told of the progress inside a step.
+        committed: given the state after every committed step.
+
+    Raises:
+        FedstillError: whatever keeps the run from its end; what was committed stays, and the run can be resumed.
+    """
+    tasks = simulated(scenario, data_dir)
+    teacher = build_teacher(scenario.teacher)
+    state = folder.restore()
+    all_trackers = [*_tensorboard(folder), *trackers]
+    run = Run(
+        scenario=scenario,
+        grid=grid,
+        tasks=tasks,
+        teacher=teacher,
+        folder=folder,
+        trackers=all_trackers,
+        pulse=pulse,
+        committed=committed,
+    )
+    try:
+        return play(run, state)
+    finally:
+        for tracker in all_trackers:
+            tracker.close()
+        if folder.records():
+            report(folder)
+
+
+def build_teacher(plan: Plugin) -> Teacher:
+    """The teacher that a scenario names, with its options.
+
+    Raises:
+        ConfigError: for an unknown name or option.
+    """
+    teacher: Teacher = build(TEACHERS.get(plan.name), plan.options, "teacher")
+    return teacher
+
+
+def report(folder: RunFolder) -> Path | None:
+    """Write the report; None, with a line in the log, where what it is drawn with is not installed."""
+    try:
+        from fedstill.server.report import write_report
+    except ImportError as error:
+        log.warning("no report: %s is not installed (pip install 'fedstill[simulations]')", error.name)
+        return None
+    return write_report(folder)
+
+
+def _tensorboard(folder: RunFolder) -> list[Tracker]:
+    from fedstill.server.trackers.tensorboard import TensorBoard
+
+    try:
+        return [TensorBoard(folder.path / "tensorboard", committed=folder.records())]
+    except UnsupportedError as error:
+        log.warning("%s", error)
+        return []

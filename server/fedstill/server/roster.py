@@ -1,0 +1,171 @@
+"""Who takes part: every node is asked once to describe itself, and is known by its name from then on.
+
+Node ids are Flower's and may change when a run is resumed; names stay.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from flwr.serverapp import Grid
+
+from fedstill.common import records
+from fedstill.common.algorithm import Algorithm
+from fedstill.common.errors import FedstillError, QuorumError, UnsupportedError
+from fedstill.common.messages import DESCRIBE, Description, TaskDescription
+from fedstill.common.sides import ClientInfo
+from fedstill.server.admission import last_line
+from fedstill.server.exchange import ask
+from fedstill.server.holdings import ServerTask
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Roster:
+    """The clients of a run.
+
+    Attributes:
+        nodes: Flower's node id, by client name, in the order of names.
+        descriptions: what each said of itself.
+        refused: why a node does not take part, by node.
+    """
+
+    nodes: Mapping[str, int]
+    descriptions: Mapping[str, Description]
+    refused: Mapping[int, str]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The clients' names, sorted."""
+        return tuple(self.nodes)
+
+    def infos(self, task: str) -> dict[str, ClientInfo]:
+        """What is known of everybody who has a task, by name."""
+        found = {}
+        for name, description in self.descriptions.items():
+            if task in description.tasks:
+                told = description.tasks[task]
+                found[name] = ClientInfo(name, told.model, told.parameters, told.examples, told.classes)
+        return found
+
+    def table(self) -> dict[str, Any]:
+        """For config.toml: client → task → model, size, examples, classes."""
+        return {
+            name: {
+                task: {key: _plain(value) for key, value in asdict(told).items() if key in _TOLD}
+                | {"software": description.software}
+                for task, told in description.tasks.items()
+            }
+            for name, description in self.descriptions.items()
+        }
+
+
+_TOLD = ("model", "parameters", "examples", "classes")
+
+
+def gather(grid: Grid, tasks: Mapping[str, ServerTask], *, count: int, least: int, deadline: float) -> Roster:
+    """Wait for the clients and let each describe itself.
+
+    Args:
+        grid: Flower's.
+        tasks: the run's tasks.
+        count: for how many nodes to wait.
+        least: with how many the run may begin when the deadline has passed.
+        deadline: seconds.
+
+    Raises:
+        QuorumError: if fewer than `least` clients can take part.
+    """
+    ids = _wait_for_nodes(grid, count, deadline)
+    asked = {f"node {number}": number for number in ids}
+    questions = dict.fromkeys(asked, records.write_question())
+    told: dict[str, tuple[int, Description]] = {}
+    refused: dict[int, str] = {}
+    for reply in ask(grid, questions, asked, kind=DESCRIBE, group="describe", deadline=deadline):
+        node = asked[reply.client]
+        try:
+            if reply.message.has_error():
+                refused[node] = last_line(reply.message.error.reason or "no reason given")
+                continue
+            description = records.read_description(reply.message.content)
+            _check(description, tasks)
+            if description.client in told:
+                refused[node] = f"a second node calls itself '{description.client}'"
+                continue
+            told[description.client] = (node, description)
+        except (FedstillError, ValueError, TypeError, KeyError) as error:
+            refused[node] = str(error)
+    for node, why in refused.items():
+        log.warning("node %d does not take part: %s", node, why)
+    if len(told) < least:
+        reasons = "; ".join(sorted(set(refused.values()))[:3])
+        raise QuorumError(
+            f"{len(told)} of {len(ids)} clients can take part",
+            f"expected at least {least} within {deadline:g} s",
+            reasons or "start the clients, or raise rounds.deadline",
+        )
+    names = sorted(told)
+    return Roster({name: told[name][0] for name in names}, {name: told[name][1] for name in names}, refused)
+
+
+def check_models(roster: Roster, algorithm: Algorithm, tasks: Mapping[str, ServerTask]) -> None:
+    """Refuse a method that needs one architecture where clients have several.
+
+    Raises:
+        UnsupportedError: naming the architectures.
+    """
+    if not algorithm.homogeneous:
+        return
+    for task in tasks:
+        kinds = sorted({(info.model, info.parameters) for info in roster.infos(task).values()})
+        if len(kinds) > 1:
+            listed = ", ".join(f"{model} ({parameters:,} parameters)" for model, parameters in kinds)
+            raise UnsupportedError(
+                f"algorithm '{algorithm.name}' with models {listed} for task '{task}'",
+                "expected one architecture and one label space on all clients, because it sends weights",
+                f"set tasks.{task}.models to one model, or choose a method that sends predictions, such as fedmd",
+            )
+
+
+def _wait_for_nodes(grid: Grid, count: int, deadline: float) -> list[int]:
+    end = time.monotonic() + deadline
+    while True:
+        ids = sorted(grid.get_node_ids())
+        if len(ids) >= count or time.monotonic() >= end:
+            return ids
+        time.sleep(0.2)
+
+
+def _check(description: Description, tasks: Mapping[str, ServerTask]) -> None:
+    for name, told in description.tasks.items():
+        if name not in tasks:
+            raise UnsupportedError(f"task '{name}'", f"expected one of {', '.join(tasks)}")
+        _check_task(description.client, name, told, tasks[name])
+
+
+def _check_task(client: str, name: str, told: TaskDescription, own: ServerTask) -> None:
+    spec = own.spec
+    strange = sorted(set(told.classes) - set(spec.classes))
+    pairs = {
+        "output kind": (told.output, spec.output),
+        "modality": (told.modality, spec.modality),
+        "input shape": (told.input_shape, spec.input_shape),
+        "proxy set": (told.proxy_digest[:12], own.proxy.digest[:12]),
+        "unknown classes": (tuple(strange[:5]), ()),
+    }
+    for what, (theirs, ours) in pairs.items():
+        if theirs != ours:
+            raise UnsupportedError(
+                f"client '{client}', task '{name}': {what} {theirs}",
+                f"expected {ours}",
+                "give both sides the same data folder, scenario and seed",
+            )
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value

@@ -1,0 +1,477 @@
+"""The round engine: plan, ask, admit, merge, teach, commit; then the next round.
+
+    step 0        every client's model is trained alone and measured; method and teacher say what they know already
+    step 1 … R    the rounds
+    step R + 1    everybody takes in the last shared knowledge and is measured
+
+A step takes a state and gives the next one; nothing else changes. It is committed to disk before the next begins, so that
+a run goes on after a crash at any moment with the same numbers.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from flwr.app import RecordDict
+from flwr.serverapp import Grid
+from numpy.typing import NDArray
+
+from fedstill.common import records
+from fedstill.common.algorithm import asked
+from fedstill.common.errors import QuorumError, Reason
+from fedstill.common.knowledge import Contribution, Knowledge, Layout, SoftLabels
+from fedstill.common.labels import positions
+from fedstill.common.learning import one_thread
+from fedstill.common.messages import ALONE, FINISH, ROUND, Answer, Method, Metrics, Order, TaskOrder
+from fedstill.common.metrics import class_accuracy
+from fedstill.common.models import build_model
+from fedstill.common.scenario import Scenario, options
+from fedstill.common.seeding import derive, numpy_rng
+from fedstill.common.sides import Server
+from fedstill.server import roster as rosters
+from fedstill.server.admission import Gate, Rejection, TaskGate
+from fedstill.server.exchange import Clock, ask
+from fedstill.server.folder import RunFolder
+from fedstill.server.holdings import ServerTask
+from fedstill.server.record import Attempt, StepRecord, Traffic
+from fedstill.server.roster import Roster
+from fedstill.server.state import RunState, TaskState
+from fedstill.server.teacher import Teacher
+from fedstill.server.trackers import Tracker
+
+log = logging.getLogger(__name__)
+
+_MESSAGES = {"alone": ALONE, "round": ROUND, "finish": FINISH}
+_NO_SAMPLES = np.zeros(0, dtype=np.int64)
+
+
+@dataclass(frozen=True, slots=True)
+class Pulse:
+    """Progress inside a step, for whoever watches.
+
+    Attributes:
+        kind: "alone", "round" or "finish".
+        step: its number.
+        steps: number of the last step.
+        attempt: from 1.
+        asked: clients that work.
+        answered: replies so far.
+    """
+
+    kind: str
+    step: int
+    steps: int
+    attempt: int
+    asked: int
+    answered: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Run:
+    """A run and all that it needs.
+
+    Attributes:
+        scenario: what is to be done.
+        grid: Flower's way to the clients.
+        tasks: what the server holds, by task.
+        teacher: the server's part in a method that exchanges predictions.
+        folder: where the run is kept.
+        trackers: told of every committed step.
+        pulse: told of the progress inside a step.
+        committed: given the state after every committed step.
+        clock: monotonic, in seconds.
+    """
+
+    scenario: Scenario
+    grid: Grid
+    tasks: Mapping[str, ServerTask]
+    teacher: Teacher
+    folder: RunFolder
+    trackers: Sequence[Tracker] = ()
+    pulse: Callable[[Pulse], None] = lambda _: None
+    committed: Callable[[RunState], None] = lambda _: None
+    clock: Clock = time.monotonic
+
+    @property
+    def last(self) -> int:
+        """Number of the last step."""
+        return self.scenario.rounds.count + 1
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Turn:
+    """One step of a run, about to be made.
+
+    Attributes:
+        run: the run.
+        roster: its clients.
+        state: from which the step begins.
+        step: its number.
+    """
+
+    run: Run
+    roster: Roster
+    state: RunState
+    step: int
+
+    @property
+    def kind(self) -> str:
+        """What kind of step it is: "alone", "round" or "finish"."""
+        return "alone" if self.step == 0 else "finish" if self.step == self.run.last else "round"
+
+
+@dataclass(frozen=True, slots=True)
+class Collected:
+    """What came of asking a cohort.
+
+    Attributes:
+        attempt: who was asked, who counts, who does not.
+        answers: what was admitted, by client, in the order of names.
+        restarted: clients that had lost their student.
+        traffic: bytes.
+    """
+
+    attempt: Attempt
+    answers: Mapping[str, Answer]
+    restarted: Sequence[str]
+    traffic: Traffic
+
+
+NOBODY = Collected(Attempt(1, (), (), ()), {}, (), Traffic({}, {}))
+"""A step in which no client works."""
+
+
+def play(run: Run, state: RunState | None = None) -> RunState:
+    """Play a run to its end.
+
+    Args:
+        run: what is to be played.
+        state: where it stands; None for its beginning.
+
+    Raises:
+        QuorumError: if too few clients answer, again and again; the run can be resumed.
+        StorageError: if the disk refuses; the run can be resumed.
+        UnsupportedError: if method, models and tasks do not go together.
+    """
+    with one_thread():
+        state = state or RunState(step=-1, tasks={})
+        if state.step >= run.last:
+            return state
+        roster = _roster(run)
+        for step in range(state.step + 1, run.last + 1):
+            state = _advance(Turn(run, roster, state, step))
+            run.folder.commit(state)
+            for tracker in run.trackers:
+                tracker.on_step(state.record)
+            run.committed(state)
+        return state
+
+
+def _roster(run: Run) -> Roster:
+    clients = run.scenario.clients
+    least = max(1, math.ceil(clients.cohort * clients.quorum * clients.count))
+    deadline = run.scenario.rounds.deadline
+    roster = rosters.gather(run.grid, run.tasks, count=clients.count, least=least, deadline=deadline)
+    rosters.check_models(roster, run.scenario.algorithm, run.tasks)
+    run.folder.add(roster=roster.table(), labels={name: list(task.spec.classes) for name, task in run.tasks.items()})
+    return roster
+
+
+def _advance(turn: Turn) -> RunState:
+    run, state = turn.run, turn.state
+    begun = run.clock()
+    collected, abandoned = _ask_clients(turn)
+    sides = {name: _server_side(turn, name) for name in run.tasks}
+    measures: dict[str, Metrics] = {}
+    tasks = {}
+    for name, side in sides.items():
+        knowledge = state.tasks[name].knowledge if name in state.tasks else None
+        consensus = None
+        if turn.kind == "alone":
+            knowledge = _start(run, side)
+        elif turn.kind == "round":
+            consensus, knowledge = _merge(run, side, _contributions(collected.answers, name), knowledge)
+        measures[name] = _measure(run.tasks[name], side, consensus, with_model=_has_model(run))
+        weights = {key: value.clone() for key, value in side.model.state_dict().items()}
+        tasks[name] = TaskState(knowledge, weights, dict(side.memory))
+    saved = {} if turn.kind == "alone" else dict.fromkeys(collected.answers, turn.step)
+    record = StepRecord(
+        kind=turn.kind,
+        step=turn.step,
+        attempt=collected.attempt,
+        abandoned=[one.attempt for one in abandoned],
+        traffic=_total([one.traffic for one in (*abandoned, collected)]),
+        seconds=run.clock() - begun,
+        server={name: found for name, found in measures.items() if found},
+        clients=_client_measures(collected.answers),
+        restarted=collected.restarted,
+    )
+    return RunState(step=turn.step, tasks=tasks, versions={**state.versions, **saved}, record=record.table())
+
+
+def _ask_clients(turn: Turn) -> tuple[Collected, list[Collected]]:
+    """What the clients answer, and the attempts before that were abandoned."""
+    scenario = turn.run.scenario
+    if scenario.algorithm.exchange == "data" or (turn.kind == "alone" and not scenario.alone):
+        return NOBODY, []
+    if turn.kind == "round":
+        return _until_quorum(turn)
+    return _collect(turn, turn.roster.names, attempt=1), []
+
+
+def _until_quorum(turn: Turn) -> tuple[Collected, list[Collected]]:
+    """Ask cohorts until enough of one answer; each that does not is abandoned without a trace in the state."""
+    limits = turn.run.scenario.rounds
+    abandoned: list[Collected] = []
+    for number in range(1, limits.attempts + 1):
+        cohort = draw_cohort(turn.roster.names, turn.run.scenario, turn.step, number)
+        needed = max(1, math.ceil(turn.run.scenario.clients.quorum * len(cohort)))
+        collected = _collect(turn, cohort, attempt=number)
+        if len(collected.answers) >= needed:
+            return collected, abandoned
+        abandoned.append(collected)
+        log.warning(
+            "round %d, attempt %d of %d abandoned: %d of %d clients answered, %d are needed (%s)",
+            turn.step,
+            number,
+            limits.attempts,
+            len(collected.answers),
+            len(cohort),
+            needed,
+            why(collected.attempt.rejected),
+        )
+        if number < limits.attempts:
+            time.sleep(limits.backoff * 2 ** (number - 1))
+    last = abandoned[-1].attempt
+    raise QuorumError(
+        f"round {turn.step}: {len(last.accepted)} of {len(last.cohort)} clients answered, {limits.attempts} times",
+        f"expected at least {needed} ({why(last.rejected)})",
+        "mend the clients and resume the run",
+    )
+
+
+def draw_cohort(names: Sequence[str], scenario: Scenario, step: int, attempt: int) -> tuple[str, ...]:
+    """The clients of one attempt at a round: a seeded sample without replacement, sorted."""
+    size = max(1, round(scenario.clients.cohort * len(names)))
+    if size == len(names):
+        return tuple(names)
+    chosen = numpy_rng(scenario.seed, "cohort", step, attempt).choice(len(names), size, replace=False)
+    return tuple(names[place] for place in sorted(chosen))
+
+
+def why(rejections: Sequence[Rejection]) -> str:
+    """Rejections in a few words: "2 client-error (…), 1 no-answer"."""
+    details: dict[Reason, list[str]] = {}
+    for rejection in rejections:
+        details.setdefault(rejection.reason, []).append(rejection.detail)
+    return ", ".join(f"{len(found)} {reason} ({found[0]})" for reason, found in details.items()) or "none rejected"
+
+
+def _collect(turn: Turn, cohort: Sequence[str], *, attempt: int) -> Collected:
+    """Ask a cohort, admit what comes, and say who did not count."""
+    run, limits = turn.run, turn.run.scenario.rounds
+    orders = {name: _order(turn, name, attempt) for name in cohort}
+    questions, down = _questions(orders)
+    gates = _gates(turn)
+    up: dict[str, int] = {}
+    answers: dict[str, Answer] = {}
+    rejected: list[Rejection] = []
+    pulse = Pulse(turn.kind, turn.step, run.last, attempt, len(cohort), answered=0)
+    run.pulse(pulse)
+    replies = ask(
+        run.grid,
+        questions,
+        turn.roster.nodes,
+        kind=_MESSAGES[turn.kind],
+        group=str(turn.step),
+        deadline=limits.deadline,
+        clock=run.clock,
+    )
+    for reply in replies:
+        gate = Gate(reply.client, orders[reply.client], gates, limits.largest_message)
+        admitted = gate.admit(reply.message, answered=reply.again)
+        if isinstance(admitted, Answer):
+            answers[reply.client] = admitted
+        else:
+            rejected.append(admitted)
+        if reply.message.has_content():
+            up[reply.client] = up.get(reply.client, 0) + records.content_bytes(reply.message.content)
+        if not reply.again:
+            pulse = replace(pulse, answered=pulse.answered + 1)
+            run.pulse(pulse)
+    silent = set(cohort) - answers.keys() - {rejection.client for rejection in rejected}
+    rejected += [Rejection(name, Reason.NO_ANSWER, f"none within {limits.deadline:g} s") for name in silent]
+    for rejection in rejected:
+        log.info(
+            "%s %d: %s does not count: %s: %s",
+            turn.kind,
+            turn.step,
+            rejection.client,
+            rejection.reason,
+            rejection.detail,
+        )
+    accepted = {name: answers[name] for name in sorted(answers)}
+    known = turn.state.versions
+    lost = [name for name, answer in accepted.items() if turn.kind != "alone" and answer.version != known.get(name, 0)]
+    ordered = sorted(rejected, key=lambda rejection: rejection.client)
+    return Collected(Attempt(attempt, tuple(cohort), tuple(accepted), ordered), accepted, lost, Traffic(up, down))
+
+
+def _order(turn: Turn, client: str, attempt: int) -> Order:
+    run, scenario = turn.run, turn.run.scenario
+    tasks = {}
+    for name in turn.roster.descriptions[client].tasks:
+        told = turn.state.tasks[name].knowledge if turn.kind != "alone" else None
+        samples = _samples(turn, name) if turn.kind == "round" else _NO_SAMPLES
+        tasks[name] = TaskOrder(run.tasks[name].proxy.digest, samples, told)
+    method = Method(scenario.algorithm.name, options(scenario.algorithm), scenario.training, scenario.codec)
+    return Order(
+        run=run.folder.name,
+        round=turn.step,
+        rounds=scenario.rounds.count,
+        attempt=attempt,
+        seed=scenario.seed,
+        version=turn.state.versions.get(client, 0),
+        method=method,
+        tasks=tasks,
+    )
+
+
+def _samples(turn: Turn, task: str) -> NDArray[np.int64]:
+    """The proxy samples that this step is about; what is told at the start is about those of round 1."""
+    own = turn.run.tasks[task]
+    return own.proxy.draw(own.per_round, seed=derive(turn.run.scenario.seed, "samples", task, max(turn.step, 1)))
+
+
+def _questions(orders: Mapping[str, Order]) -> tuple[dict[str, RecordDict], dict[str, int]]:
+    """The content for each client, and its bytes. Clients with the same tasks share all records but one."""
+    shared: dict[tuple[str, ...], RecordDict] = {}
+    sizes: dict[tuple[tuple[str, ...], int], int] = {}
+    questions, down = {}, {}
+    for name, order in orders.items():
+        group = tuple(order.tasks)
+        if group not in shared:
+            shared[group] = records.write_order(order)
+        questions[name] = records.with_version(shared[group], order.version)
+        key = (group, order.version)
+        if key not in sizes:
+            sizes[key] = records.content_bytes(questions[name])
+        down[name] = sizes[key]
+    return questions, down
+
+
+def _gates(turn: Turn) -> dict[str, TaskGate]:
+    run, method = turn.run, turn.run.scenario.algorithm
+    exchange = method.exchange if turn.kind == "round" else "nothing"
+    gates = {}
+    for name, task in run.tasks.items():
+        layout: Layout = {}
+        if exchange == "parameters":
+            model = turn.state.tasks[name].model
+            layout = {key: (tuple(value.shape), str(value.numpy().dtype)) for key, value in model.items()}
+        gates[name] = TaskGate(
+            task.spec, exchange, task.proxy.digest, layout, turn.roster.infos(name), asked=asked(method)
+        )
+    return gates
+
+
+def _total(parts: Sequence[Traffic]) -> Traffic:
+    up: Counter[str] = Counter()
+    down: Counter[str] = Counter()
+    for part in parts:
+        up.update(part.up)
+        down.update(part.down)
+    return Traffic(dict(up), dict(down))
+
+
+def _server_side(turn: Turn, name: str) -> Server:
+    own, scenario, infos = turn.run.tasks[name], turn.run.scenario, turn.roster.infos(name)
+    # A method that sends weights averages into the clients' architecture; `check_models` has seen that they have one.
+    same = scenario.algorithm.homogeneous and bool(infos)
+    model_name = next(iter(infos.values())).model if same else own.model
+    model = build_model(model_name, own.spec, seed=derive(scenario.seed, "server", name))
+    before = turn.state.tasks.get(name)
+    if before is not None:
+        model.load_state_dict(dict(before.model))
+    return Server(
+        spec=own.spec,
+        model_name=model_name,
+        model=model,
+        proxy=own.proxy,
+        samples=_samples(turn, name),
+        training=scenario.training,
+        seed=derive(scenario.seed, "server", name, turn.step),
+        round=turn.step,
+        memory=dict(before.memory) if before is not None else {},
+        clients=tuple(infos.values()),
+        rounds=scenario.rounds.count,
+        pooled=own.pooled,
+    )
+
+
+def _start(run: Run, side: Server) -> Knowledge | None:
+    told = run.scenario.algorithm.start(side)
+    if told is None and run.scenario.algorithm.exchange == "soft-labels":
+        return run.teacher.start(side)
+    return told
+
+
+def _contributions(answers: Mapping[str, Answer], task: str) -> list[Contribution]:
+    return [
+        Contribution(name, answer.tasks[task].examples, told)
+        for name, answer in answers.items()
+        if task in answer.tasks and (told := answer.tasks[task].knowledge) is not None
+    ]
+
+
+def _merge(
+    run: Run, side: Server, contributions: Sequence[Contribution], before: Knowledge | None
+) -> tuple[Knowledge | None, Knowledge | None]:
+    """The consensus, and what goes back; a task that nobody spoke about keeps what it had."""
+    if not contributions and run.scenario.algorithm.exchange in ("soft-labels", "parameters"):
+        return None, before
+    consensus = run.scenario.algorithm.merge(side, contributions)
+    if isinstance(consensus, SoftLabels):
+        return consensus, run.teacher.learn(side, consensus)
+    return consensus, consensus
+
+
+def _has_model(run: Run) -> bool:
+    exchange = run.scenario.algorithm.exchange
+    return exchange in ("parameters", "data") or (exchange == "soft-labels" and run.teacher.has_model)
+
+
+def _measure(own: ServerTask, side: Server, consensus: Knowledge | None, *, with_model: bool) -> Metrics:
+    """Measures of the server's model on the test samples, and of the consensus on the proxy samples."""
+    found: Metrics = {}
+    if with_model and own.test is not None and len(own.test):
+        logits = side.predict(own.test.inputs)
+        found |= own.task.measure(logits, own.test.targets, own.spec.classes)
+        if own.spec.output == "categorical" and logits.dim() == 2:
+            found["class-accuracy"] = class_accuracy(logits, own.test.targets, len(own.spec.classes))
+    if isinstance(consensus, SoftLabels) and own.proxy_targets is not None:
+        shape = (*consensus.values.shape[:-1], len(own.spec.classes))
+        scores = torch.full(shape, float(consensus.values.min()) - 1.0)
+        scores[..., torch.from_numpy(positions(consensus.classes, own.spec.classes))] = torch.from_numpy(
+            consensus.values
+        )
+        targets = own.proxy_targets[torch.from_numpy(consensus.samples)]
+        measured = own.task.measure(scores, targets, own.spec.classes)
+        found |= {f"consensus.{key}": value for key, value in measured.items()}
+    return found
+
+
+def _client_measures(answers: Mapping[str, Answer]) -> dict[str, dict[str, Metrics]]:
+    found: dict[str, dict[str, Metrics]] = {}
+    for client, answer in answers.items():
+        for task, part in answer.tasks.items():
+            if part.metrics:
+                found.setdefault(task, {})[client] = part.metrics
+    return found

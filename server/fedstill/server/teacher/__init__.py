@@ -1,0 +1,31 @@
+"""Shared teachers: what the server makes of the consensus before it goes back. One file each, found by the file's name."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Protocol
+
+from fedstill.common.knowledge import SoftLabels
+from fedstill.common.registry import Registry
+from fedstill.common.sides import Server
+
+TEACHERS = Registry("teacher", "fedstill.server.teacher", "fedstill.teachers")
+
+
+class Teacher(Protocol):
+    """The server's part in a method that exchanges predictions: a frozen dataclass of options with two methods.
+
+    Attributes:
+        name: by which it is found; the file's name.
+        paper: where it comes from; "" if nowhere.
+        has_model: it keeps the server's model, which can be measured and saved.
+    """
+
+    name: ClassVar[str]
+    paper: ClassVar[str]
+    has_model: ClassVar[bool]
+
+    def start(self, server: Server) -> SoftLabels | None:
+        """What it teaches before any client has spoken; None for a teacher that knows nothing yet."""
+
+    def learn(self, server: Server, consensus: SoftLabels) -> SoftLabels:
+        """Take in a round's consensus and give what the clients are to learn from."""

@@ -1,0 +1,25 @@
+"""The consensus itself teaches: no model on the server."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from fedstill.common.knowledge import SoftLabels
+from fedstill.common.sides import Server
+
+
+@dataclass(frozen=True, slots=True)
+class Consensus:
+    """The aggregated soft labels go back as they are (no model)."""
+
+    name: ClassVar[str] = "consensus"
+    paper: ClassVar[str] = ""
+    has_model: ClassVar[bool] = False
+
+    def start(self, server: Server) -> None:
+        """Nothing before the first answers."""
+
+    def learn(self, server: Server, consensus: SoftLabels) -> SoftLabels:
+        """The consensus."""
+        return consensus

@@ -1,0 +1,41 @@
+"""A torch model on the server is distilled from the consensus, and its soft labels go back to the clients.
+
+The model remembers over rounds and smooths over samples, which a consensus of one round cannot. The idea is MHAT's
+auxiliary model (Hu et al. 2021, https://arxiv.org/abs/2112.06423) and CFD's dual distillation (Sattler et al. 2021,
+https://arxiv.org/abs/2012.00632, section III-A).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from fedstill.common import check
+from fedstill.common.knowledge import SoftLabels
+from fedstill.common.sides import Server
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A model on the server distils the consensus; its soft labels go back.
+
+    Attributes:
+        epochs: passes over the round's proxy samples.
+    """
+
+    name: ClassVar[str] = "model"
+    paper: ClassVar[str] = "Sattler et al. 2021, https://arxiv.org/abs/2012.00632"
+    has_model: ClassVar[bool] = True
+
+    epochs: int = 5
+
+    def __post_init__(self) -> None:
+        check.at_least(1, teacher_epochs=self.epochs)
+
+    def start(self, server: Server) -> None:
+        """Nothing before the first answers."""
+
+    def learn(self, server: Server, consensus: SoftLabels) -> SoftLabels:
+        """Distil the consensus, then answer on the same samples at the same temperature."""
+        server.distil(consensus, epochs=self.epochs)
+        return server.soft_labels(temperature=consensus.temperature, form=consensus.form)

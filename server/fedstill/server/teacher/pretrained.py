@@ -1,0 +1,76 @@
+"""A model trained elsewhere teaches from the first round on, before any client has spoken."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from torch import Tensor
+
+from fedstill.common import check
+from fedstill.common.errors import ConfigError, DataError, UnsupportedError
+from fedstill.common.knowledge import Form, SoftLabels
+from fedstill.common.sides import Server
+
+
+@dataclass(frozen=True, slots=True)
+class Pretrained:
+    """A model from a safetensors file teaches from the start; it goes on learning from the consensus.
+
+    Attributes:
+        path: the weights, as torch's state_dict of the task's teacher architecture; "{task}" stands for the task.
+        epochs: passes over the round's proxy samples when it learns from the consensus; 0 leaves it as it is.
+        temperature: of the soft labels with which the run starts.
+        form: "probabilities" or "logits", as the algorithm exchanges them.
+    """
+
+    name: ClassVar[str] = "pretrained"
+    paper: ClassVar[str] = ""
+    has_model: ClassVar[bool] = True
+
+    path: str = ""
+    epochs: int = 1
+    temperature: float = 1.0
+    form: Form = "probabilities"
+
+    def __post_init__(self) -> None:
+        if not self.path:
+            raise ConfigError("teacher.path=''", "expected a safetensors file", "set teacher.path")
+        check.at_least(0, teacher_epochs=self.epochs)
+        check.positive(teacher_temperature=self.temperature)
+
+    def start(self, server: Server) -> SoftLabels:
+        """Load the weights and answer on the first proxy samples.
+
+        Raises:
+            DataError: if the file is missing or broken.
+            UnsupportedError: if it holds another architecture's weights.
+        """
+        weights = _read(Path(self.path.replace("{task}", server.spec.name)))
+        own = {name: tuple(value.shape) for name, value in server.model.state_dict().items()}
+        theirs = {name: tuple(value.shape) for name, value in weights.items()}
+        if own != theirs:
+            differing = sorted(set(own.items()) ^ set(theirs.items()))[:3]
+            raise UnsupportedError(
+                f"{self.path}: weights {differing}",
+                f"expected those of '{server.model_name}' with {len(server.spec.classes)} classes",
+                "set the task's 'teacher' to the architecture that was trained",
+            )
+        server.model.load_state_dict(weights)
+        return server.soft_labels(temperature=self.temperature, form=self.form)
+
+    def learn(self, server: Server, consensus: SoftLabels) -> SoftLabels:
+        """Distil the consensus, then answer on the same samples at the same temperature."""
+        server.distil(consensus, epochs=self.epochs)
+        return server.soft_labels(temperature=consensus.temperature, form=consensus.form)
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    try:
+        return load(path.read_bytes())
+    except (OSError, SafetensorError) as error:
+        raise DataError(f"teacher.path='{path}'", f"cannot be read: {error}", "name a safetensors file") from None

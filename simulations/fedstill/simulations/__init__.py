@@ -1,0 +1,1 @@
+"""Simulated federations on one machine: the local engine, named scenarios, and the `fedstill` command."""

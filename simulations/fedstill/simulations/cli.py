@@ -1,0 +1,300 @@
+"""The `fedstill` command. Heavy imports stay inside the commands, so that `--help` comes at once."""
+
+from __future__ import annotations
+
+import os
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from fedstill.common import __version__
+from fedstill.common.errors import ConfigError, FedstillError, RunFolderError, nearest
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from fedstill.common.scenario import Scenario
+    from fedstill.server.folder import RunFolder
+
+RUNS = Path("runs")
+"""Where runs go unless another folder is named."""
+
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, as shells have it."""
+
+app = typer.Typer(
+    name="fedstill",
+    help="Federated knowledge distillation: clients exchange predictions, not data or weights.",
+    epilog="Exit codes: 0 done, 1 wrong or unhealthy, 2 bad input, 3 bad data, 4 a run that cannot go on, 5 disk, "
+    "130 interrupted.",
+    no_args_is_help=True,
+    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    pretty_exceptions_enable=False,
+)
+
+
+class Engine(StrEnum):
+    """Where the clients of a simulated run work."""
+
+    LOCAL = "local"
+
+
+class Kind(StrEnum):
+    """What `fedstill list` lists."""
+
+    ALGORITHMS = "algorithms"
+    TASKS = "tasks"
+    MODELS = "models"
+    TEACHERS = "teachers"
+    CODECS = "codecs"
+    SCENARIOS = "scenarios"
+
+
+DataDir = Annotated[
+    Path | None, typer.Option("--data-dir", envvar="FEDSTILL_DATA", help="Folder of data sets.", show_default=False)
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
+
+
+@app.command(
+    epilog="Examples:  fedstill simulate digits  ·  fedstill simulate digits --set algorithm.name=dsfl --set seed=2  ·  "
+    "fedstill simulate my.toml --workers 2  ·  fedstill simulate --resume runs/digits-20260101-120000-7",
+)
+def simulate(
+    scenario: Annotated[
+        str | None,
+        typer.Argument(help="A name ('fedstill list scenarios') or a TOML file. [default: digits]"),
+    ] = None,
+    changes: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the scenario; may be given many times."),
+    ] = None,
+    engine: Annotated[
+        Engine, typer.Option(help="Where clients work; Flower's own runtime is 'flwr run .'.")
+    ] = Engine.LOCAL,
+    workers: Annotated[int, typer.Option(min=1, help="Processes; the numbers do not depend on it.")] = 1,
+    resume: Annotated[
+        Path | None, typer.Option(metavar="RUN", help="Go on with a run, from its last committed round.")
+    ] = None,
+    run_dir: Annotated[Path | None, typer.Option(help="The run folder. [default: a new one below runs/]")] = None,
+    data_dir: DataDir = None,
+    as_json: AsJson = False,
+) -> None:
+    """Run a federation on this machine: every client trains alone, then they teach each other, round by round."""
+    from fedstill.common.learning import one_thread
+
+    one, folder, found = _prepared(scenario, changes or [], resume, run_dir, data_dir)
+    console = _console(stderr=as_json)
+    console.print(f"{one.name}: {one.description or 'no description'}", highlight=False)
+    try:
+        with one_thread():
+            _play(one, folder, found, workers, console)
+    except KeyboardInterrupt:
+        _complain(f"interrupted; go on with: fedstill simulate --resume {folder.path}")
+        raise typer.Exit(INTERRUPTED) from None
+    except FedstillError:
+        if folder.records():
+            _complain(f"what was committed is kept; go on with: fedstill simulate --resume {folder.path}")
+        elif resume is None:
+            folder.remove()
+        raise
+    _finish(folder, console, as_json=as_json)
+
+
+def _play(scenario: Scenario, folder: RunFolder, data_dir: Path | None, workers: int, console: Console) -> None:
+    from fedstill.simulations import run
+    from fedstill.simulations.progress import Progress
+
+    progress = Progress(console, steps=scenario.rounds.count + 1)
+    try:
+        run.simulate(scenario, folder, data_dir=data_dir, workers=workers, trackers=[progress], pulse=progress.pulse)
+    finally:
+        progress.close()
+
+
+def _finish(folder: RunFolder, console: Console, *, as_json: bool) -> None:
+    from fedstill.server.summary import summary
+    from fedstill.simulations.progress import show
+
+    found = summary(folder)
+    show(console, found)
+    console.print(f"run folder  {folder.path}", highlight=False, soft_wrap=True)
+    if folder.report.exists():
+        console.print(f"report      {folder.report}  (open it in a browser)", highlight=False, soft_wrap=True)
+    if (folder.path / "tensorboard").is_dir():
+        console.print(
+            f"events      tensorboard --logdir {folder.path / 'tensorboard'}", highlight=False, soft_wrap=True
+        )
+    if as_json:
+        _print_json({**found.table(), "folder": str(folder.path), "report": str(folder.report)})
+
+
+def _prepared(
+    name: str | None, changes: list[str], resume: Path | None, run_dir: Path | None, data_dir: Path | None
+) -> tuple[Scenario, RunFolder, Path | None]:
+    from fedstill.common.scenario import override, parse, read_table
+    from fedstill.server.folder import new_folder, open_folder
+
+    wanted = None
+    if name is not None or resume is None:
+        wanted = parse(override(read_table(name or "digits"), _changes(changes)))
+    if data_dir is not None and not data_dir.is_dir():
+        raise ConfigError(f"--data-dir {data_dir}", "expected a folder", "name the folder that holds the data sets")
+    if resume is not None:
+        if run_dir is not None or (changes and wanted is None):
+            raise ConfigError("--resume with --run-dir or --set", "a run goes on as it began", "leave them out")
+        folder = open_folder(find_run(resume), wanted)
+        stored = folder.config().get("data-dir")
+        return folder.scenario(), folder, data_dir or (Path(stored) if stored else None)
+    if wanted is None:
+        raise ConfigError("no scenario", "expected a name or a file", "see 'fedstill list scenarios'")
+    if run_dir is None:
+        import time
+
+        run_dir = RUNS / f"{wanted.name}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
+    data_dir = data_dir.resolve() if data_dir else None
+    return wanted, new_folder(run_dir, wanted, data_dir=data_dir), data_dir
+
+
+def _changes(words: list[str]) -> dict[str, Any]:
+    from fedstill.common.scenario import value_of
+
+    found = {}
+    for word in words:
+        key, separator, value = word.partition("=")
+        if not separator or not key:
+            raise ConfigError(f"--set {word}", "expected KEY=VALUE", "for example --set algorithm.temperature=2")
+        found[key.strip()] = value_of(value)
+    return found
+
+
+def find_run(named: Path) -> Path:
+    """A run's folder by its path, or by its name below runs/.
+
+    Raises:
+        RunFolderError: if there is none; the message names the nearest.
+    """
+    for path in (named, RUNS / named):
+        if path.is_dir():
+            return path
+    known = [path.name for path in RUNS.iterdir()] if RUNS.is_dir() else []
+    raise RunFolderError(
+        f"run '{named}'", "expected a run folder, or the name of one below runs/", nearest(named.name, known)
+    )
+
+
+@app.command("list", epilog="Examples:  fedstill list  ·  fedstill list algorithms  ·  fedstill list scenarios --json")
+def list_(
+    kind: Annotated[Kind | None, typer.Argument(help="What to list. [default: everything]")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show what there is: algorithms, tasks, models, teachers, codecs and scenarios, with a line and a paper each."""
+    from rich.table import Table
+
+    from fedstill.simulations.catalogue import catalogue
+
+    kinds = [kind] if kind else list(Kind)
+    found = {str(one): catalogue(str(one)) for one in kinds}
+    if as_json:
+        _print_json(found)
+        return
+    console = _console()
+    for title, entries in found.items():
+        table = Table(
+            title=title, title_justify="left", title_style="bold", show_header=False, box=None, padding=(0, 2, 0, 0)
+        )
+        for name, entry in entries.items():
+            text = entry["what"] + (f"\n[dim]{entry['paper']}[/dim]" if entry.get("paper") else "")
+            table.add_row(f"[cyan]{name}[/cyan]", text)
+        console.print(table)
+        console.print()
+
+
+@app.command(epilog="Example:  fedstill report runs/digits-20260101-120000-7")
+def report(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, or its name below runs/.")],
+    as_json: AsJson = False,
+) -> None:
+    """Write the report of a run anew, finished or under way, and say where it is."""
+    from fedstill.server.folder import open_folder
+    from fedstill.server.launch import report as write
+    from fedstill.server.summary import summary
+    from fedstill.server.wording import verdict
+
+    folder = open_folder(find_run(run))
+    found = summary(folder)
+    path = write(folder)
+    if path is None:
+        raise RunFolderError(f"report of {folder.path}", "cannot be drawn", "pip install 'fedstill[simulations]'")
+    if as_json:
+        _print_json({**found.table(), "folder": str(folder.path), "report": str(path)})
+        return
+    console = _console()
+    console.print(verdict(found), highlight=False)
+    console.print(f"report  {path}", highlight=False, soft_wrap=True)
+
+
+@app.command(epilog="Example:  fedstill doctor --data-dir ~/data")
+def doctor(data_dir: DataDir = None, as_json: AsJson = False) -> None:
+    """Check this machine: versions, threads, data, Flower's settings, disk; say what is wrong and the cure."""
+    from rich.table import Table
+
+    from fedstill.simulations.doctor import examine
+
+    checks = examine(data_dir)
+    healthy = all(check.state != "wrong" for check in checks)
+    if as_json:
+        _print_json({"healthy": healthy, "checks": [check.table() for check in checks]})
+    else:
+        colours = {"right": "green", "note": "yellow", "wrong": "red"}
+        table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+        for check in checks:
+            cure = f"\n[dim]→ {check.cure}[/dim]" if check.cure else ""
+            table.add_row(f"[{colours[check.state]}]{check.state}[/]", check.what, check.found + cure)
+        _console().print(table)
+    if not healthy:
+        raise typer.Exit(1)
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and leave.", is_eager=True)] = False,
+) -> None:
+    if version:
+        typer.echo(f"fedstill {__version__}")
+        raise typer.Exit
+
+
+def main() -> None:
+    """Run the command; an error on purpose is one line on standard error and an exit code, without a traceback."""
+    os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
+    try:
+        app()
+    except FedstillError as error:
+        _complain(f"error: {error}")
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        _complain("interrupted")
+        sys.exit(INTERRUPTED)
+
+
+def _console(*, stderr: bool = False) -> Console:
+    from rich.console import Console
+
+    stream = sys.stderr if stderr else sys.stdout
+    # Files and pipes have no width of their own: lines and tables stay whole there.
+    return Console(stderr=stderr, width=None if stream.isatty() else 140)
+
+
+def _complain(text: str) -> None:
+    typer.echo(text, err=True)
+
+
+def _print_json(value: Any) -> None:
+    import json
+
+    typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
