@@ -17,6 +17,8 @@ from fedstill.server.record import Attempt, StepRecord, Traffic, to_line
 
 MODELS = (("mlp-small", 2410), ("mlp", 17226), ("cnn-small", 9098), ("cnn", 61706))
 
+EIGHT = tuple(f"client-{number}" for number in range(8))
+
 RunMaker = Callable[..., RunFolder]
 
 
@@ -33,7 +35,7 @@ def make_run(tmp_path: Path) -> RunMaker:
 def write_run(
     path: Path,
     *,
-    clients: Sequence[str] = tuple(f"client-{number}" for number in range(8)),
+    clients: Sequence[str] = EIGHT,
     rounds: int = 10,
     planned: int = 0,
     tasks: Mapping[str, int] = {"digits": 10},
@@ -82,7 +84,17 @@ def write_run(
     steps += [("round", number) for number in range(1, rounds + 1)]
     steps += [("finish", rounds + 1)] if finish else []
     lines = [
-        to_line(_step(kind, step, rounds, clients, owned, algorithm, failures, measured).table())
+        to_line(
+            _step(
+                kind=kind,
+                step=step,
+                clients=clients,
+                owned=owned,
+                algorithm=algorithm,
+                failures=failures,
+                measured=measured,
+            ).table()
+        )
         for kind, step in steps
     ]
     write_atomically(path / "rounds.jsonl", "".join(line + "\n" for line in lines).encode())
@@ -94,9 +106,9 @@ def _owned(place: int, names: list[str]) -> list[str]:
 
 
 def _step(
+    *,
     kind: str,
     step: int,
-    rounds: int,
     clients: Sequence[str],
     owned: Mapping[tuple[str, str], list[str]],
     algorithm: str,
@@ -136,7 +148,7 @@ def _step(
         server=server,
         clients={
             task: {
-                client: _measures(kind, step, rounds, place, owned[client, task], algorithm)
+                client: _measures(kind, step, place=place, classes=owned[client, task], algorithm=algorithm)
                 for place, client in enumerate(clients)
                 if client in accepted and measured and algorithm != "central"
             }
@@ -145,7 +157,7 @@ def _step(
     )
 
 
-def _measures(kind: str, step: int, rounds: int, place: int, classes: Sequence[str], algorithm: str) -> Metrics:
+def _measures(kind: str, step: int, *, place: int, classes: Sequence[str], algorithm: str) -> Metrics:
     rng = numpy_rng(7, place, step)
     floor = numpy_rng(3, place).uniform(0.25, 0.7)
 

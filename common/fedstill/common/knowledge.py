@@ -150,9 +150,10 @@ class Parameters:
                 )
             if not np.isfinite(array).all():
                 raise KnowledgeError(f"non-finite weight '{name}'", "expected finite numbers", reason=Reason.NOT_FINITE)
-            if array.dtype.kind == "f" and array.size and np.abs(array).max() > LARGEST_PARAMETER:
+            largest = float(np.abs(array).max(initial=0)) if array.dtype.kind == "f" else 0.0
+            if largest > LARGEST_PARAMETER:
                 raise KnowledgeError(
-                    f"weight '{name}' of {np.abs(array).max():.3g}",
+                    f"weight '{name}' of {largest:.3g}",
                     f"expected at most {LARGEST_PARAMETER:g}",
                     reason=Reason.RANGE,
                 )

@@ -1,7 +1,7 @@
 """Messages out, replies in: everything that the round engine knows of Flower's `Grid`.
 
-Only `push_messages` and `pull_messages` are used: `send_and_receive` gives all replies or those of its timeout, polls every
-three seconds, and cannot tell who is missing.
+Only `push_messages` and `pull_messages` are used: `send_and_receive` gives all replies or those of its timeout, polls
+every three seconds, and cannot tell who is missing.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.01, 1.0
 """Seconds between two looks for replies: short while they come, longer while they do not."""
 
 SPARE_TTL = 60.0
-"""Seconds by which a message outlives its deadline: an expired one would come back as an error in place of the reply."""
+"""Seconds by which a message outlives its deadline: an expired one comes back as an error in place of the reply."""
 
 Clock = Callable[[], float]
 

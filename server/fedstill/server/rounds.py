@@ -4,8 +4,8 @@
     step 1 … R    the rounds
     step R + 1    everybody takes in the last shared knowledge and is measured
 
-A step takes a state and gives the next one; nothing else changes. It is committed to disk before the next begins, so that
-a run goes on after a crash at any moment with the same numbers.
+A step takes a state and gives the next one; nothing else changes. It is committed to disk before the next begins, so
+that a run goes on after a crash at any moment with the same numbers.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
     strategy = Distillation(algorithm=FedMD(temperature=2.0), task=Image(), model="cnn-small", clients=4)
     result = strategy.start(grid=grid, num_rounds=5)
 
-`start()` hands over to the round engine: Flower's own loop knows neither quorum nor deadline, does not commit rounds, and ends
-the whole run when one reply is odd.
+`start()` hands over to the round engine: Flower's own loop knows neither quorum nor deadline, does not commit rounds,
+and ends the whole run when one reply is odd.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ class Distillation(Strategy):
                 raise UnsupportedError(
                     f"Distillation.start({name}=…)",
                     "expected none",
-                    "see the attributes of Distillation and of its algorithm",
+                    "see the attributes of Distillation and its algorithm",
                 )
         rounds = replace(self._scenario.rounds, count=num_rounds, deadline=float(timeout))
         scenario = replace(self._scenario, rounds=rounds)
@@ -148,7 +148,7 @@ class Distillation(Strategy):
 
 
 def _add(result: Result, state: RunState, evaluate: Callable[[int, ArrayRecord], MetricRecord | None] | None) -> None:
-    """Add a committed step to Flower's result; measures of several tasks are told apart by "task." before their name."""
+    """Add a committed step to Flower's result; of several tasks, a measure bears the task's name before its own."""
     several = len(state.tasks) > 1
     clients: dict[str, float] = {}
     server: dict[str, float] = {}

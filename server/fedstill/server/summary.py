@@ -259,14 +259,16 @@ def mean(values: Iterable[float | None]) -> float | None:
 def main_measure(records: Sequence[Record], task: str) -> str:
     """The first measure of a task on common data, else on the clients' own, else the server's; "" if there is none."""
     parts = [record["tasks"][task] for record in records if task in record["tasks"]]
-    keys = list(dict.fromkeys(key for part in parts for measures in part["clients"].values() for key in measures))
+    keys: list[str] = list(
+        dict.fromkeys(key for part in parts for measures in part["clients"].values() for key in measures)
+    )
     for own in (False, True):
         for stage in STAGES:
             for key in keys:
                 name = key.removeprefix(f"{stage}.")
                 if name != key and name.startswith("own-") == own and not name.startswith("class-"):
                     return name
-    of_server = (key for part in parts for key in part["server"])
+    of_server: list[str] = [key for part in parts for key in part["server"]]
     return next((key for key in of_server if not key.startswith(("class-", "consensus."))), "")
 
 

@@ -64,7 +64,7 @@ def measure_name(measure: str) -> str:
 
 
 def against_fedavg(summary: Summary) -> str:
-    """This run's bytes beside those that FedAvg would have sent; "" if there is nothing to compare."""
+    """The run's bytes beside those that FedAvg would have sent; "" if there is nothing to compare."""
     saving = summary.saving
     if saving is None:
         return ""

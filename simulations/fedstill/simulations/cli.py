@@ -61,8 +61,8 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON o
 
 
 @app.command(
-    epilog="Examples:  fedstill simulate digits  ·  fedstill simulate digits --set algorithm.name=dsfl --set seed=2  ·  "
-    "fedstill simulate my.toml --workers 2  ·  fedstill simulate --resume runs/digits-20260101-120000-7",
+    epilog="Examples:  fedstill simulate digits  ·  fedstill simulate digits --set algorithm.name=dsfl --set seed=2  "
+    "·  fedstill simulate my.toml --workers 2  ·  fedstill simulate --resume runs/digits-20260101-120000-7",
 )
 def simulate(
     scenario: Annotated[
@@ -109,7 +109,7 @@ def _play(scenario: Scenario, folder: RunFolder, data_dir: Path | None, workers:
     from fedstill.simulations import run
     from fedstill.simulations.progress import Progress
 
-    progress = Progress(console, steps=scenario.rounds.count + 1)
+    progress = Progress(console, last=scenario.rounds.count + 1)
     try:
         run.simulate(scenario, folder, data_dir=data_dir, workers=workers, trackers=[progress], pulse=progress.pulse)
     finally:

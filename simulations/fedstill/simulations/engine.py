@@ -1,8 +1,8 @@
 """The local engine: a Flower `Grid` that runs the clients here, one after the other or in worker processes. No Ray.
 
 Every message makes the round trip through Flower's own serialisation, so that nothing passes here which fails in
-deployment, and no two clients share an object. A node works on one message at a time, and what it raises comes back as an
-error reply, as Flower does it.
+deployment, and no two clients share an object. A node works on one message at a time, and what it raises comes back as
+an error reply, as Flower does it.
 """
 
 from __future__ import annotations

@@ -101,7 +101,7 @@ _PARTS = {
 
 
 def part_of(name: str) -> str:
-    """The part of a data set that a file or folder holds by the words of its name: "test", "validation", else "train"."""
+    """The part of a data set that a name's words tell of: "test", "validation" or else "train"."""
     words = re.split(r"[^a-z0-9]+", name.lower())
     return next((_PARTS[word] for word in words if word in _PARTS), "train")
 

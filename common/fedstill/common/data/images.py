@@ -140,7 +140,7 @@ def _seekable(source: Path, stack: ExitStack) -> tarfile.TarFile:
         head = stream.read(len(XZ))
     if not head.startswith((GZIP, XZ)):
         return tarfile.open(source, "r:")
-    plain = stack.enter_context(tempfile.TemporaryFile())
+    plain = stack.enter_context(tempfile.TemporaryFile())  # noqa: SIM115
     with gzip.open(source) if head.startswith(GZIP) else lzma.open(source) as packed:
         shutil.copyfileobj(packed, plain, 1 << 20)
     plain.seek(0)

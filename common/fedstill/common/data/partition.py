@@ -1,4 +1,4 @@
-"""Splits of a data set over clients, by the partitioners of flwr-datasets where chance has a say, over data in memory."""
+"""Splits of a data set over clients, over data in memory; those by label are the partitioners of flwr-datasets."""
 
 from __future__ import annotations
 
@@ -46,18 +46,18 @@ def _by_partitioner(
         # What IidPartitioner does, without two seconds of imports for one line.
         parts = np.array_split(order, count)
     else:
-        parts = _by_label(order, examples.targets.numpy()[order], plan, count, len(classes), derive(seed, "partition"))
+        if examples.targets.dim() != 1:
+            raise DataError(f"partition.kind = '{plan.kind}'", "expected one label for each example", "choose 'iid'")
+        partitioner = _partitioner(plan, count, len(classes), derive(seed, "partition") % 2**32)
+        parts = _by_label(order, examples.targets.numpy()[order], partitioner, count)
     return {str(number): np.sort(rows) for number, rows in enumerate(parts)}
 
 
 def _by_label(
-    rows: NDArray[np.int64], labels: NDArray[np.int64], plan: PartitionPlan, count: int, classes: int, seed: int
+    rows: NDArray[np.int64], labels: NDArray[np.int64], partitioner: Any, count: int
 ) -> list[NDArray[np.int64]]:
     from datasets import Dataset
 
-    if labels.ndim != 1:
-        raise DataError(f"partition.kind = '{plan.kind}'", "expected one label for each example", "choose 'iid'")
-    partitioner = _partitioner(plan, count, classes, seed % 2**32)
     try:
         partitioner.dataset = Dataset.from_dict({"row": rows, "label": labels})
         with warnings.catch_warnings():
@@ -66,8 +66,8 @@ def _by_label(
             return [np.asarray(partitioner.load_partition(k)["row"], dtype=np.int64) for k in range(count)]
     except (ValueError, KeyError) as error:
         raise DataError(
-            f"{len(rows)} examples over {count} clients ({plan.kind})",
-            f"cannot be split: {error}",
+            f"{len(rows)} examples over {count} clients",
+            f"cannot be split by label: {error}",
             "fewer clients, a larger alpha, more data or a lower partition.minimum",
         ) from None
 

@@ -68,7 +68,7 @@ def parse_csv(text: str, where: str, *, header: bool | Collection[str], delimite
     Args:
         text: all of it.
         where: the file, for messages.
-        header: whether the first row names the columns; names for "it does if one of its cells, in lower case, is among".
+        header: whether the first row names the columns; or names, and it does if it holds one in any case.
         delimiter: between cells.
 
     Raises:

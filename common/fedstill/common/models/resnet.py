@@ -14,7 +14,7 @@ from types import MappingProxyType
 from typing import ClassVar
 
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.nn.functional import pad, relu
 
 from fedstill.common.task import TaskSpec
 
@@ -68,6 +68,6 @@ class _Block(nn.Module):
     def forward(self, inputs: Tensor) -> Tensor:
         shortcut = inputs
         if self.wider:
-            shortcut = F.pad(inputs[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, 0, self.wider))
-        hidden = F.relu(self.norm1(self.conv1(inputs)))
-        return F.relu(self.norm2(self.conv2(hidden)) + shortcut)
+            shortcut = pad(inputs[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, 0, self.wider))
+        hidden = relu(self.norm1(self.conv1(inputs)))
+        return relu(self.norm2(self.conv2(hidden)) + shortcut)

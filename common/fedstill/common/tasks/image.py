@@ -163,12 +163,10 @@ def _image_files(task: ImageTask, path: Path) -> TaskData:
         parts: dict[str, list[str]] = {}
         for name in store.names:
             parts.setdefault(_part(path, name), []).append(name)
-        if len(parts) == 1:
-            parts = {"train": store_names for store_names in parts.values()}
-        if "train" not in parts:
+        pool_names = list(store.names) if len(parts) == 1 else parts.get("train", [])
+        if not pool_names:
             raise DataError(f"{path} with parts {', '.join(parts)}", "expected a part 'train'", "rename a folder")
-        pool_names = parts["train"]
-        test_names = parts.get("test") or parts.get("validation") or []
+        test_names = [] if len(parts) == 1 else parts.get("test") or parts.get("validation") or []
         classes = label_space(task.classes or class_names(map(_class, [*pool_names, *test_names])))
         pool = _read(task, store, pool_names, part="train", classes=classes)
         if test_names:

@@ -124,8 +124,8 @@ def participation_plot(who: Participation, *, name: str) -> str:
         for column, count in enumerate(who.abandoned):
             if count:
                 axes.text(column, -0.75, f"+{count}", ha="center", va="bottom", fontsize=8, color=BAD)
-        lost = len(who.rejected)
-        label = f"Who took part: {len(who.accepted)} answers counted, {lost} did not, {sum(who.abandoned)} attempts given up."
+        counts = f"{len(who.accepted)} answers counted, {len(who.rejected)} did not"
+        label = f"Who took part: {counts}, {wording.count(sum(who.abandoned), 'attempt given up')}."
         return to_svg(figure, name=name, label=label)
 
 

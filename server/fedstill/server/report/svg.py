@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from html import escape
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -33,7 +33,7 @@ _VARIABLES: Final[Mapping[str, str]] = {
     SOFT: "var(--soft)",
 }
 
-_SETTINGS: Final[Mapping[str, object]] = {
+_SETTINGS: Final[Mapping[Any, Any]] = {  # keys of matplotlib's own Literal type
     "svg.hashsalt": "fedstill",
     "svg.fonttype": "none",
     "font.size": 9,
@@ -70,7 +70,7 @@ def style() -> Iterator[None]:
 
     with mpl.rc_context():
         mpl.rcdefaults()  # whatever matplotlibrc the reader has
-        mpl.rcParams.update(_SETTINGS)
+        mpl.rcParams.update(dict(_SETTINGS))
         yield
 
 

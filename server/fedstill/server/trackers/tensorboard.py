@@ -3,8 +3,9 @@
     <task>/clients/<client>/<measure>   <task>/mean/<measure>   <task>/server/<measure>
     run/bytes-up   run/bytes-down   run/seconds   run/accepted   run/rejected   run/abandoned
 
-All that the events hold is in rounds.jsonl too. A resumed run therefore writes its events anew from the committed
-steps: none is doubled, and none is missing that was committed but not tracked before a crash.
+All that the events hold is in rounds.jsonl too. A resumed run therefore tells readers to forget what they have seen (a
+session that starts at step 0) and writes the committed steps again: none is doubled, and none is missing that was
+committed but not tracked before a crash. Older event files stay, for a TensorBoard that is reading one must find it.
 """
 
 from __future__ import annotations
@@ -18,15 +19,17 @@ from fedstill.common.errors import UnsupportedError
 from fedstill.common.files import storage_error
 from fedstill.server.summary import mean, number, rejections
 
+_PREFIX = "events.out.tfevents."
+
 
 class TensorBoard:
-    """Writes an event file into a folder of its own."""
+    """Writes event files into a folder: one for each try of a run."""
 
     def __init__(self, folder: Path, *, committed: Sequence[Mapping[str, Any]] = ()) -> None:
-        """Begin the one event file of a run.
+        """Begin an event file.
 
         Args:
-            folder: only this tracker writes there; events of an earlier try of the run are removed.
+            folder: its place; events of an earlier try of the run in it count no longer.
             committed: the steps of a resumed run that count, oldest first; they are written again.
 
         Raises:
@@ -41,13 +44,11 @@ class TensorBoard:
                 "tracker 'tensorboard'", "expected tensorboard to be installed", "pip install 'fedstill[simulations]'"
             ) from None
         self._folder = folder
+        _await_next_second(folder)
         try:
-            for old in folder.glob("events.out.tfevents.*"):
-                old.unlink()
             self._writer = EventFileWriter(str(folder))
         except OSError as error:
             raise storage_error(folder, error) from error
-        # A TensorBoard that watched the earlier try forgets what it has read.
         self._write(0, time.time(), session_log=SessionLog(status=SessionLog.START))
         now = time.time() - sum(record["seconds"] for record in committed)
         for record in committed:
@@ -102,6 +103,14 @@ def scalars(record: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
     yield "run/accepted", float(len(record["accepted"]))
     yield "run/rejected", float(len(rejections(record)))
     yield "run/abandoned", float(len(record["abandoned"]))
+
+
+def _await_next_second(folder: Path) -> None:
+    """Readers take event files by name, and a name begins with the second in which its file was made."""
+    made = (path.name.removeprefix(_PREFIX).split(".")[0] for path in folder.glob(f"{_PREFIX}*"))
+    wait = max((int(second) for second in made if second.isdecimal()), default=0) + 1 - time.time()
+    if 0 < wait <= 1:
+        time.sleep(wait)
 
 
 def _means(clients: Iterable[Mapping[str, Any]]) -> dict[str, float | None]:
