@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from fedstill.common.ensemble import mean_parameters, mean_soft_labels, sharpened
 from fedstill.common.errors import KnowledgeError, UnsupportedError
@@ -19,7 +20,7 @@ SPACE = ("a", "b", "c")
 
 
 def labels(
-    values: ArrayLike,
+    values: Any,
     classes: Sequence[str] = ("a", "b"),
     samples: Sequence[int] | None = None,
     *,
@@ -32,7 +33,7 @@ def labels(
     return SoftLabels(output, tuple(classes), ids.astype(np.int64), array, temperature, form)
 
 
-def close(values: NDArray[np.generic], expected: ArrayLike) -> None:
+def close(values: NDArray[np.float32], expected: Any) -> None:
     np.testing.assert_allclose(values, expected, rtol=1e-6, atol=1e-7)
 
 
@@ -75,9 +76,7 @@ class TestMeanSoftLabels:
         close(mean.values, [[0.5, 0.5], [1, 0]])
 
     def test_a_sample_that_only_weight_0_knows_is_even(self) -> None:
-        mean = mean_soft_labels(
-            [labels([[1, 0]], samples=[0]), labels([[1, 0]], samples=[1])], [1.0, 0.0], space=SPACE
-        )
+        mean = mean_soft_labels([labels([[1, 0]], samples=[0]), labels([[1, 0]], samples=[1])], [1.0, 0.0], space=SPACE)
         close(mean.values, [[1, 0], [0.5, 0.5]])
 
     def test_logits_are_not_normalised_and_unknown_pairs_are_0(self) -> None:
@@ -159,10 +158,21 @@ class TestSharpened:
             sharpened(labels([[1.0, 2.0]], output="regression"), 0.1)
 
 
+def model(weights: Any, steps: int, scale: float) -> Parameters:
+    return Parameters(
+        "m",
+        {"w": np.array(weights, np.float32), "steps": np.array(steps), "scale": np.array(scale, np.float32)},
+    )
+
+
 class TestMeanParameters:
     def test_weighted_mean_of_floats_integers_and_scalars(self) -> None:
-        one = Parameters("m", {"w": np.float32([[1, 2]]), "steps": np.array(2), "scale": np.array(1.0, np.float32)})
-        two = Parameters("m", {"w": np.float32([[4, 8]]), "steps": np.array(6), "scale": np.array(4.0, np.float32)})
+        one = Parameters(
+            "m", {"w": np.array([[1, 2]], np.float32), "steps": np.array(2), "scale": np.array(1.0, np.float32)}
+        )
+        two = Parameters(
+            "m", {"w": np.array([[4, 8]], np.float32), "steps": np.array(6), "scale": np.array(4.0, np.float32)}
+        )
         mean = mean_parameters([one, two], [1, 2])
         # w: (1 + 2·4) / 3 = 3 and (2 + 2·8) / 3 = 6; steps: (2 + 2·6) / 3 = 4.67 → 5; scale: (1 + 2·4) / 3 = 3
         assert mean.weights["w"].tolist() == [[3.0, 6.0]]

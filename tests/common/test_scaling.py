@@ -13,18 +13,21 @@ NAN = float("nan")
 
 def test_moments_by_hand() -> None:
     assert moments(np.array([1, 3], dtype=np.uint8)) == (2.0, 1.0)
-    assert moments(np.array([2.0, 4.0, 9.0])) == (5.0, pytest.approx((26 / 3) ** 0.5))
+    assert moments(np.array([2.0, 4.0, 9.0])) == pytest.approx((5.0, (26 / 3) ** 0.5))
     assert moments(np.array([], dtype=np.uint8)) == (0.0, 1.0)
     assert moments(np.array([7, 7, 7], dtype=np.uint8)) == (7.0, 1.0)
 
 
-@given(st.lists(st.integers(0, 255), min_size=1, max_size=50), st.randoms(use_true_random=False))
-def test_moments_do_not_depend_on_order_or_type(values: list[int], chance: object) -> None:
-    shuffled = list(values)
-    getattr(chance, "shuffle")(shuffled)  # noqa: B009
-    assert moments(np.array(values, dtype=np.uint8)) == moments(np.array(shuffled, dtype=np.uint8))
-    as_floats = moments(np.array(shuffled, dtype=np.float64))
-    assert moments(np.array(values, dtype=np.uint8)) == pytest.approx(as_floats)
+@given(st.lists(st.integers(0, 255), min_size=1, max_size=50))
+def test_moments_of_bytes_and_floats_agree_in_any_order(values: list[int]) -> None:
+    exact = moments(np.array(values, dtype=np.uint8))
+    assert moments(np.array(values[::-1], dtype=np.uint8)) == exact
+    assert moments(np.array(values, dtype=np.float64)) == pytest.approx(exact)
+
+
+@given(st.lists(st.floats(-1e9, 1e9), min_size=1, max_size=50))
+def test_moments_of_floats_do_not_depend_on_the_order(values: list[float]) -> None:
+    assert moments(np.array(values)) == moments(np.array(sorted(values)))
 
 
 def test_images_use_each_channels_public_statistics() -> None:

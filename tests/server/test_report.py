@@ -26,7 +26,8 @@ class Page(HTMLParser):
     def __init__(self, text: str) -> None:
         super().__init__()
         self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.headers: list[str] = []
+        self.headers: list[str] = []  # of rows
+        self.of_row = False
         self.open: list[str] = []
         self.text = ""
         self.feed(text)
@@ -36,8 +37,9 @@ class Page(HTMLParser):
         self.tags.append((tag, dict(attrs)))
         if tag not in VOID:
             self.open.append(tag)
-        if tag == "th" and ("scope", "row") in attrs:
-            self.headers.append("")
+        if tag == "th":
+            self.of_row = ("scope", "row") in attrs
+            self.headers += [""] if self.of_row else []
 
     def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append((tag, dict(attrs)))
@@ -48,7 +50,7 @@ class Page(HTMLParser):
 
     def handle_data(self, data: str) -> None:
         self.text += data
-        if self.open and self.open[-1] == "th" and self.headers:
+        if self.of_row and self.open and self.open[-1] == "th":
             self.headers[-1] += data
 
     def all(self, tag: str) -> list[dict[str, str | None]]:

@@ -28,8 +28,8 @@ class Store:
 
     Attributes:
         folder: where the versions lie.
-        keep: how many versions are kept: the one being written, the one before it, and one more for a server that fell
-            back to its last but one checkpoint.
+        keep: how many versions are kept: the one being written, the one that it was made from, and one more for a
+            server that fell back to its last but one checkpoint.
         durable: survive a power cut (fsync); a simulation need not.
     """
 
@@ -59,8 +59,14 @@ class Store:
                 return number, load(content)
         return 0, {}
 
-    def save(self, version: int, tensors: Mapping[str, Tensor]) -> str:
-        """Write a version and drop the oldest ones; returns the digest.
+    def save(self, version: int, tensors: Mapping[str, Tensor], *, base: int) -> str:
+        """Write a version and drop those that no server asks for any more; returns the digest.
+
+        Args:
+            version: the round after which the student is saved.
+            tensors: the student.
+            base: the version that the server asked for. Those between the two were never accepted (too late, say), and
+                as long as none is, the server goes on asking for this one.
 
         Raises:
             StorageError: if the disk refuses; the older versions are untouched.
@@ -72,8 +78,11 @@ class Store:
         digest = _digest(content)
         path = self.folder / f"student-{version:06d}-{digest}.safetensors"
         write_atomically(path, content, durable=self.durable)
-        # A later version belongs to a future that the server has forgotten.
-        kept = sorted(number for number in {*self.versions(), version} if number <= version)[-self.keep :]
+        # A version after this one belongs to a future that the server has forgotten.
+        kept = [
+            version,
+            *sorted(number for number in self.versions() if number <= min(base, version - 1))[1 - self.keep :],
+        ]
         for old in self.folder.glob("student-*.safetensors"):
             match = _NAME.fullmatch(old.name)
             if old != path and match and (int(match[1]) not in kept or int(match[1]) == version):

@@ -86,7 +86,7 @@ class Worker:
             knowledge = self.guard.release(method.local(side))
             metrics |= self._measure(name, side, "trained")
             answers[name] = replace(self._answer(name, side, metrics=metrics), knowledge=knowledge)
-        self._save(order.round, sides)
+        self._save(order, sides)
         return self._reply(order, found, answers)
 
     def finish(self, order: Order) -> Answer:
@@ -98,7 +98,7 @@ class Worker:
             received = order.tasks[name].knowledge
             if received is not None:
                 method.absorb(side, received)
-        self._save(order.round, sides)
+        self._save(order, sides)
         answers = {
             name: self._answer(name, side, metrics=self._measure(name, side, "final")) for name, side in sides.items()
         }
@@ -141,12 +141,12 @@ class Worker:
             private=holding.data.private,
         )
 
-    def _save(self, version: int, sides: Mapping[str, Client]) -> None:
+    def _save(self, order: Order, sides: Mapping[str, Client]) -> None:
         tensors: dict[str, Tensor] = {}
         for name, side in sides.items():
             tensors |= {f"{name}.{_MODEL}{key}": value for key, value in side.model.state_dict().items()}
             tensors |= {f"{name}.{_MEMORY}{key}": value for key, value in side.memory.items()}
-        self.store.save(version, tensors)
+        self.store.save(order.round, tensors, base=order.version)
 
     def _measure(self, name: str, side: Client, when: str) -> Metrics:
         """Measures on the common test samples, or on the client's own ones; its own always as "own"."""

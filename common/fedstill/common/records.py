@@ -50,6 +50,7 @@ _SAMPLES = "samples"
 _SAME = "as-ordered"
 _FIRST = re.compile(r"first ([0-9]{1,9})")
 _LISTED = "listed"
+_NO_ROWS: NDArray[np.generic] = np.zeros(0)
 
 LARGEST_PROXY_SET = 10_000_000
 """A message that claims more samples is refused before their ids are counted out."""
@@ -301,7 +302,8 @@ def _read_knowledge(
     own = {name: array for name, array in arrays.items() if not name.startswith(f"{_SAMPLES}.")}
     parts: dict[str, NDArray[np.generic]] = dict(codec.decode(own))
     if kind == SoftLabels.kind:
-        rows = len(parts["values"]) if "values" in parts and parts["values"].size else 0
+        values = parts.get("values", _NO_ROWS)
+        rows = values.shape[0] if values.ndim and values.size else 0
         parts[_SAMPLES] = _read_samples("knowledge", ordered, head, arrays, most=rows)
     return knowledge_from_parts(kind, header, parts)
 

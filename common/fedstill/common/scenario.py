@@ -217,6 +217,14 @@ class Scenario:
             for client in plan.clients:
                 if not 0 <= client < self.clients.count:
                     raise ConfigError(f"tasks.{name}.clients holds {client}", f"expected 0 to {self.clients.count - 1}")
+            if len(set(plan.clients)) != len(plan.clients):
+                raise ConfigError(f"tasks.{name}.clients = {list(plan.clients)}", "expected every client once")
+        if all(plan.clients for plan in self.tasks.values()):
+            idle = set(range(self.clients.count)).difference(*(plan.clients for plan in self.tasks.values()))
+            if idle:
+                raise ConfigError(
+                    f"client {min(idle)} without a task", "expected one for every client", "see tasks.NAME.clients"
+                )
 
 
 _SECTIONS: dict[str, type] = {"clients": Clients, "rounds": Rounds, "training": Training}

@@ -77,25 +77,22 @@ class RunFolder:
         Raises:
             RunFolderError: if the folder is none of a run.
         """
-        table = self.config().get("scenario")
-        if not isinstance(table, dict):
-            raise RunFolderError(
-                f"run folder {self.path}", "expected a table [scenario] in config.toml", "name the folder of a run"
-            )
-        return parse(table)
+        return parse(self.config()["scenario"])
 
     def config(self) -> dict[str, Any]:
         """What config.toml holds.
 
         Raises:
-            RunFolderError: if it is missing or no TOML.
+            RunFolderError: if it is missing, no TOML, or without a scenario.
         """
+        cure = "name the folder of a run"
         try:
-            return tomllib.loads((self.path / "config.toml").read_text(encoding="utf-8"))
+            config = tomllib.loads((self.path / "config.toml").read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-            raise RunFolderError(
-                f"run folder {self.path}", f"config.toml cannot be read: {error}", "name the folder of a run"
-            ) from None
+            raise RunFolderError(f"run folder {self.path}", f"config.toml cannot be read: {error}", cure) from None
+        if not isinstance(config.get("scenario"), dict):
+            raise RunFolderError(f"run folder {self.path}", "expected a table [scenario] in config.toml", cure)
+        return config
 
     def records(self) -> list[dict[str, Any]]:
         """The committed steps, oldest first; a torn last line is left out."""
@@ -184,7 +181,7 @@ def open_folder(path: Path, scenario: Scenario | None = None) -> RunFolder:
         raise RunFolderError(f"run folder {path}", "is not there", "see 'runs/' for the runs made here")
     folder = RunFolder(path)
     if scenario is not None:
-        differing = differences(folder.config().get("scenario", {}), dump(scenario))
+        differing = differences(folder.config()["scenario"], dump(scenario))
         if differing:
             raise RunFolderError(
                 f"run folder {path}",

@@ -18,7 +18,7 @@ from fedstill.common.algorithm import Algorithm
 from fedstill.common.errors import FedstillError, QuorumError, UnsupportedError
 from fedstill.common.messages import DESCRIBE, Description, TaskDescription
 from fedstill.common.sides import ClientInfo
-from fedstill.server.admission import last_line
+from fedstill.server.admission import LONGEST_DETAIL, last_line
 from fedstill.server.exchange import ask
 from fedstill.server.holdings import ServerTask
 
@@ -90,7 +90,7 @@ def gather(grid: Grid, tasks: Mapping[str, ServerTask], *, count: int, least: in
         node = asked[reply.client]
         try:
             if reply.message.has_error():
-                refused[node] = last_line(reply.message.error.reason or "no reason given")
+                refused[node] = last_line(reply.message.error.reason or "no reason given")[:LONGEST_DETAIL]
                 continue
             description = records.read_description(reply.message.content)
             _check(description, tasks)
@@ -99,7 +99,7 @@ def gather(grid: Grid, tasks: Mapping[str, ServerTask], *, count: int, least: in
                 continue
             told[description.client] = (node, description)
         except (FedstillError, ValueError, TypeError, KeyError) as error:
-            refused[node] = str(error)
+            refused[node] = str(error)[:LONGEST_DETAIL]
     for node, why in refused.items():
         log.warning("node %d does not take part: %s", node, why)
     if len(told) < least:
@@ -114,20 +114,29 @@ def gather(grid: Grid, tasks: Mapping[str, ServerTask], *, count: int, least: in
 
 
 def check_models(roster: Roster, algorithm: Algorithm, tasks: Mapping[str, ServerTask]) -> None:
-    """Refuse a method that needs one architecture where clients have several.
+    """Refuse a method that needs one architecture where clients have several, or know different classes.
 
     Raises:
-        UnsupportedError: naming the architectures.
+        UnsupportedError: naming the architectures, or a client that lacks classes.
     """
     if not algorithm.homogeneous:
         return
-    for task in tasks:
-        kinds = sorted({(info.model, info.parameters) for info in roster.infos(task).values()})
+    for task, own in tasks.items():
+        infos = roster.infos(task).values()
+        partial = [info for info in infos if info.classes != own.spec.classes]
+        if partial:
+            raise UnsupportedError(
+                f"algorithm '{algorithm.name}' with {partial[0].name}, who knows {len(partial[0].classes)} of "
+                f"{len(own.spec.classes)} classes of task '{task}'",
+                "expected one label space on all clients, because it sends weights",
+                f'set tasks.{task}.label-space = "shared", or choose a method that sends predictions, such as fedmd',
+            )
+        kinds = sorted({(info.model, info.parameters) for info in infos})
         if len(kinds) > 1:
             listed = ", ".join(f"{model} ({parameters:,} parameters)" for model, parameters in kinds)
             raise UnsupportedError(
                 f"algorithm '{algorithm.name}' with models {listed} for task '{task}'",
-                "expected one architecture and one label space on all clients, because it sends weights",
+                "expected one architecture on all clients, because it sends weights",
                 f"set tasks.{task}.models to one model, or choose a method that sends predictions, such as fedmd",
             )
 
@@ -142,6 +151,14 @@ def _wait_for_nodes(grid: Grid, count: int, deadline: float) -> list[int]:
 
 
 def _check(description: Description, tasks: Mapping[str, ServerTask]) -> None:
+    if not description.tasks:
+        raise UnsupportedError(f"client '{description.client}' without a task", f"expected one of {', '.join(tasks)}")
+    # Names are written to the run's files, and a stranger chose them.
+    for text in (description.client, description.software, *(told.model for told in description.tasks.values())):
+        if not 0 < len(text) <= records.LONGEST_NAME:
+            raise UnsupportedError(
+                f"a name or version of {len(text)} characters", f"expected 1 to {records.LONGEST_NAME}"
+            )
     for name, told in description.tasks.items():
         if name not in tasks:
             raise UnsupportedError(f"task '{name}'", f"expected one of {', '.join(tasks)}")

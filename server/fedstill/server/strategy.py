@@ -1,6 +1,6 @@
 """Distillation as a Flower strategy, for people who write their own ServerApp.
 
-    strategy = Distillation(algorithm=FedMD(temperature=2.0), task=Image(), model="cnn-small", clients=4)
+    strategy = Distillation(algorithm=FedMD(temperature=2.0), task=ImageTask(), model="cnn-small", clients=4)
     result = strategy.start(grid=grid, num_rounds=5)
 
 `start()` hands over to the round engine: Flower's own loop knows neither quorum nor deadline, does not commit rounds,

@@ -84,6 +84,7 @@ class LocalGrid(Grid):
         workers: processes; 1 runs all clients in this one.
 
     Raises:
+        ConfigError: if the app cannot be imported, or `workers` is below 1.
         UnsupportedError: if worker processes are asked for with an app that they cannot import.
     """
 
@@ -104,6 +105,8 @@ class LocalGrid(Grid):
                 "expected an import path",
                 'name it "package.module:attribute", so that worker processes can import it',
             )
+        # Loaded here too when workers load it: an app that is not there is told at once, not by processes that die.
+        loaded = load_app(app) if isinstance(app, str) else app
         self._run = Run.create_empty(run_id=1)
         # Flower's Message asks this for its sender; its own runtimes set it when they start a process.
         TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, SUPERLINK_NODE_ID, 1
@@ -120,7 +123,7 @@ class LocalGrid(Grid):
         self._nodes = tuple(contexts)
         self._runner: _Runner
         if workers == 1:
-            self._runner = _Here(load_app(app) if isinstance(app, str) else app, contexts)
+            self._runner = _Here(loaded, contexts)
         else:
             self._runner = _Pool(str(app), contexts, workers)
 
@@ -189,9 +192,8 @@ class _Here:
         if job is None:
             return []
         del self._jobs[job.node]
-        question = _message(message_to_proto(job.message).SerializeToString())
-        reply = work(self._app, question, self._contexts[job.node])
-        return [_message(message_to_proto(reply).SerializeToString())]
+        question = message_to_proto(job.message).SerializeToString()
+        return [_message(work(self._app, question, self._contexts[job.node]))]
 
     def close(self) -> None:
         self._jobs.clear()
@@ -201,7 +203,8 @@ class _Pool:
     """Clients work in processes.
 
     A process that dies takes the whole pool with it, and its neighbours' work. Every job that was under way is then
-    tried again alone; the one under which the process dies again is the culprit, and its client has failed.
+    tried again alone; the one under which the process dies again is the culprit, and its client has failed. A process
+    may also die with no job at all: that is noticed when the next one is handed over.
     """
 
     def __init__(self, app: str, contexts: dict[int, Context], workers: int) -> None:
@@ -215,6 +218,7 @@ class _Pool:
 
     def submit(self, job: _Job) -> None:
         self._queue = deque(other for other in self._queue if other.node != job.node)
+        self._ready = [reply for reply in self._ready if reply.metadata.src_node_id != job.node]
         self._queue.append(job)
         self._fill()
 
@@ -232,7 +236,7 @@ class _Pool:
             self._mourn([*broken, *self._active.values()])
         self._fill()
         found = [reply for reply in self._ready if reply.metadata.reply_to_message_id in wanted]
-        self._ready = []
+        self._ready = [reply for reply in self._ready if reply.metadata.reply_to_message_id not in wanted]
         return found
 
     def close(self) -> None:
@@ -247,9 +251,14 @@ class _Pool:
                 return
             if self._active and (job.tries or any(other.tries for other in self._active.values())):
                 return
-            self._queue.remove(job)
             question = message_to_proto(job.message).SerializeToString()
-            self._active[self._pool.submit(_work_on_bytes, question, self._contexts[job.node])] = job
+            try:
+                future = self._pool.submit(_work_on_bytes, question, self._contexts[job.node])
+            except BrokenProcessPool:
+                self._mourn(list(self._active.values()))
+                continue
+            self._queue.remove(job)
+            self._active[future] = job
 
     def _mourn(self, jobs: list[_Job]) -> None:
         self._active.clear()
@@ -269,16 +278,19 @@ class _Pool:
         )
 
 
-def work(app: ClientApp, message: Message, context: Context) -> Message:
-    """A client's reply to a message; an exception becomes an error reply, as Flower's runtimes make it."""
+def work(app: ClientApp, question: bytes, context: Context) -> bytes:
+    """A client's reply to a message, both as Flower serialises them.
+
+    An exception becomes an error reply, as Flower's runtimes make it; so does a reply that cannot be serialised.
+    """
+    message = _message(question)
     try:
         reply = app(message, context)
         if not isinstance(reply, Message):
             raise TypeError(f"the ClientApp returned {type(reply).__name__}, expected a Message")
-        return reply
-    except Exception as error:
-        reason = "".join(traceback.format_exception_only(error)).strip()
-        return Message(Error(code=ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason=reason), reply_to=message)
+        return bytes(message_to_proto(reply).SerializeToString())
+    except (Exception, SystemExit) as error:
+        return _error(message, ErrorCode.CLIENT_APP_RAISED_EXCEPTION, error)
 
 
 def load_app(path: str) -> ClientApp:
@@ -301,6 +313,11 @@ def _message(content: bytes) -> Message:
     return message_from_proto(MessageProto.FromString(content))
 
 
+def _error(question: Message, code: int, error: BaseException) -> bytes:
+    reason = "".join(traceback.format_exception_only(error)).strip()
+    return bytes(message_to_proto(Message(Error(code=code, reason=reason), reply_to=question)).SerializeToString())
+
+
 _worker_app: list[ClientApp] = []  # of a worker process; set once when it begins
 
 
@@ -321,5 +338,8 @@ def _end_with(parent: Any) -> None:
 
 def _work_on_bytes(question: bytes, context: bytes) -> tuple[bytes, bytes]:
     own = context_from_proto(ContextProto.FromString(context))
-    reply = work(_worker_app[0], _message(question), own)
-    return message_to_proto(reply).SerializeToString(), context_to_proto(own).SerializeToString()
+    reply = work(_worker_app[0], question, own)
+    try:
+        return reply, context_to_proto(own).SerializeToString()
+    except Exception as error:  # whatever the client put into its context
+        return _error(_message(question), ErrorCode.CLIENT_APP_RAISED_EXCEPTION, error), context

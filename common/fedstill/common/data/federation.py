@@ -18,7 +18,7 @@ from torch import Tensor
 from fedstill.common.data.partition import partition
 from fedstill.common.data.proxy import ProxySet
 from fedstill.common.errors import DataError
-from fedstill.common.labels import Classes
+from fedstill.common.labels import Classes, positions
 from fedstill.common.scenario import Scenario, TaskPlan
 from fedstill.common.seeding import derive, numpy_rng
 from fedstill.common.task import Examples, TaskSpec
@@ -58,9 +58,9 @@ class TaskShare:
     clients: dict[str, ClientData]
 
     def pooled(self) -> Examples:
-        """All private data in one place."""
-        parts = [data.private for data in self.clients.values()]
-        return Examples(torch.cat([p.inputs for p in parts]), torch.cat([p.targets for p in parts]))
+        """All private data in one place, over the whole label space."""
+        targets = [_over(self.spec.classes, data) for data in self.clients.values()]
+        return Examples(torch.cat([data.private.inputs for data in self.clients.values()]), torch.cat(targets))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -92,13 +92,20 @@ def _federate(tasks: tuple[tuple[str, TaskPlan], ...], clients: int, seed: int, 
     shares = {}
     for task_name, plan in tasks:
         owners, shares[task_name] = _share(task_name, plan, clients, derive(seed, "data", task_name), data_dir)
-        names = names or owners
+        names = names or (client_names(clients) if plan.clients else owners)
     if len(tasks) > 1:
         names = client_names(clients)
         shares = {
             name: _renamed(share, names, plan) for (name, plan), share in zip(tasks, shares.values(), strict=True)
         }
     return Federation(names, shares)
+
+
+def _over(space: Classes, data: ClientData) -> Tensor:
+    """A client's targets in the numbering of the whole label space."""
+    if data.classes == space:
+        return data.private.targets
+    return torch.from_numpy(positions(data.classes, space))[data.private.targets]
 
 
 def client_names(count: int) -> tuple[str, ...]:

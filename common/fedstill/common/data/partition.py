@@ -20,6 +20,9 @@ def partition(
 ) -> dict[str, NDArray[np.int64]]:
     """Rows of each client, by the owner's name (its number for all kinds but "natural").
 
+    A "pathological" split leaves out the examples of classes that no client draws, a "natural" one those of the owners
+    that are not drawn.
+
     Raises:
         DataError: if the data cannot be split so, or a client would get less than `plan.minimum` examples.
     """

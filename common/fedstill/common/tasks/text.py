@@ -160,7 +160,12 @@ def _label_column(task: TextTask, table: Table) -> int:
         return usual[0]
     if len(table.columns) < 2:
         raise DataError(f"{table.where}: one column", "expected texts and labels", "set the task's 'delimiter'")
-    return min(range(len(table.columns)), key=lambda place: len(set(table.cells(place))))
+    return min(range(len(table.columns)), key=lambda place: _variety(table.cells(place)))
+
+
+def _variety(cells: list[str]) -> tuple[int, int]:
+    """Number of different cells, then letters: labels are few, and short where a small file does not tell."""
+    return len(set(cells)), sum(map(len, cells))
 
 
 def _text_columns(task: TextTask, table: Table) -> list[int]:

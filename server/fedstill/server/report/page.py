@@ -108,7 +108,6 @@ def page(run: str, config: Mapping[str, Any], records: Sequence[Record]) -> str:
     try:
         import matplotlib as _  # noqa: F401
         from jinja2 import Environment, FunctionLoader, StrictUndefined
-        from markupsafe import Markup
     except ImportError as error:
         raise UnsupportedError(
             f"report without {error.name}", "expected it to be installed", "pip install 'fedstill[simulations]'"
@@ -121,8 +120,7 @@ def page(run: str, config: Mapping[str, Any], records: Sequence[Record]) -> str:
     )
     environment.globals |= {"say": wording}
     return environment.get_template("page.html").render(
-        css=Markup(_source("page.css")),
-        svg=Markup,
+        css=_source("page.css"),
         summary=found,
         verdict=wording.verdict(found),
         figures=_figures(found),
@@ -157,7 +155,7 @@ def _figures(summary: Summary) -> list[Figure]:
     number = str(summary.rounds) if summary.finished else f"{summary.rounds} of {summary.planned}"
     failures = {"answer rejected": sum(summary.rejections.values()), "attempt given up": summary.abandoned}
     said = [wording.count(number, what) for what, number in failures.items() if number]
-    note = ", ".join(said) or "every answer counted"
+    note = ", ".join(said) or ("every answer counted" if summary.rounds else "")
     time = wording.duration(summary.seconds)
     return [*found, Figure("Rounds", f"{number} in {time}", note)]
 

@@ -1,4 +1,4 @@
-"""Shared teachers: what the server makes of the consensus before it goes back. One file each, found by the file's name."""
+"""Shared teachers: what the server makes of the consensus before it goes back. One file each, found by its name."""
 
 from __future__ import annotations
 

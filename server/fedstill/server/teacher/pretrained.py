@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from fedstill.common import check
 from fedstill.common.errors import ConfigError, DataError, UnsupportedError
+from fedstill.common.files import write_atomically
 from fedstill.common.knowledge import Form, SoftLabels
 from fedstill.common.sides import Server
 
@@ -64,6 +66,19 @@ class Pretrained:
         """Distil the consensus, then answer on the same samples at the same temperature."""
         server.distil(consensus, epochs=self.epochs)
         return server.soft_labels(temperature=consensus.temperature, form=consensus.form)
+
+
+def save_weights(model: nn.Module, path: Path) -> None:
+    """Write a model's weights into a safetensors file that `Pretrained` reads.
+
+    Raises:
+        StorageError: if the disk refuses.
+    """
+    from safetensors.torch import save
+
+    # Training leaves convolutions in channels-last layout, which safetensors refuses.
+    weights = {name: t.clone(memory_format=torch.contiguous_format) for name, t in model.state_dict().items()}
+    write_atomically(path, save(weights))
 
 
 def _read(path: Path) -> dict[str, Tensor]:

@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from fedstill.client.guard import Guard
+from fedstill.client.holdings import Holding, Holdings
+from fedstill.common.data.federation import ClientData
+from fedstill.common.data.proxy import ProxySet
+from fedstill.common.errors import MismatchError, Reason, UnsupportedError
+from fedstill.common.knowledge import Parameters, SoftLabels
+from fedstill.common.learning import Training
+from fedstill.common.messages import Method, Order, TaskOrder
+from fedstill.common.task import Examples, TaskSpec
+from fedstill.common.tasks.image import ImageTask
+
+PROXY = ProxySet(torch.zeros(4, 2))
+LABELS = SoftLabels("categorical", ("a", "b"), np.array([0]), np.array([[1, 0]], np.float32))
+WEIGHTS = Parameters("m", {"w": np.zeros(1, np.float32)})
+
+
+def holdings(*tasks: str) -> Holdings:
+    examples = Examples(torch.zeros(1, 2), torch.tensor([0]))
+    spec = TaskSpec("t", "categorical", "image", ("a", "b"), (2,))
+    held = Holding(ImageTask(), spec, "mlp-small", PROXY, ClientData(examples, examples, ("a", "b")), None)
+    return Holdings("client-0", dict.fromkeys(tasks, held))
+
+
+def order(**digests: str) -> Order:
+    tasks: dict[str, Any] = {name: TaskOrder(digest, np.arange(4)) for name, digest in digests.items()}
+    return Order("run", 1, 1, 1, 1, 0, Method("fedmd", {}, Training(), "raw"), tasks)
+
+
+def test_an_order_about_the_clients_own_proxy_set_passes() -> None:
+    Guard().check_order(order(t=PROXY.digest, unknown="other"), holdings("t", "more"))
+
+
+def test_an_order_about_another_proxy_set_is_refused() -> None:
+    # A server that chose the samples could ask about private ones.
+    with pytest.raises(MismatchError, match=f"expected {PROXY.digest[:12]}, the one this client holds") as caught:
+        Guard().check_order(order(t="0" * 64), holdings("t"))
+    assert caught.value.reason is Reason.PROXY
+
+
+def test_only_allowed_knowledge_leaves() -> None:
+    for knowledge in (LABELS, WEIGHTS, None):
+        assert Guard().release(knowledge) is knowledge
+    strict = Guard(frozenset({"soft-labels"}))
+    assert strict.release(LABELS) is LABELS
+    with pytest.raises(UnsupportedError, match="'parameters': this client lets out soft-labels"):
+        strict.release(WEIGHTS)
+    with pytest.raises(UnsupportedError, match="lets out nothing"):
+        Guard(frozenset()).release(LABELS)
