@@ -104,6 +104,12 @@ def small() -> Callable[..., Scenario]:
     return make
 
 
+@pytest.fixture(scope="session")
+def tampered() -> Callable[[Tamper], ClientApp]:
+    """The ClientApp, with somebody between it and the server."""
+    return Tampered
+
+
 @pytest.fixture
 def play_small(tmp_path: Path, small: Callable[..., Scenario]) -> Callable[..., Played]:
     """Plays a small scenario on the local engine in this process; what it committed is in `Played` even if it fails.

@@ -51,4 +51,5 @@ if __name__ == "__main__":
         algorithm=Confident(epochs=3), task=ImageTask(), model="cnn-small", clients=4, training=Training(batch_size=32)
     )
     result = strategy.start(LocalGrid(client, clients=4), num_rounds=3)
-    print({step: round(float(one["consensus.accuracy"]), 3) for step, one in result.evaluate_metrics_serverapp.items()})
+    for step, measures in result.evaluate_metrics_serverapp.items():
+        print(f"round {step}: the consensus has an accuracy of {measures['consensus.accuracy']:.1%}")

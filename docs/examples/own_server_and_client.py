@@ -29,7 +29,7 @@ def play(grid: Grid) -> None:
     )
     result = strategy.start(grid=grid, num_rounds=2)
     for step, measures in result.train_metrics_clientapp.items():
-        print(step, {name: round(float(value), 3) for name, value in measures.items() if name.endswith(".accuracy")})
+        print(f"step {step}:", {name: f"{value:.1%}" for name, value in measures.items() if name.endswith(".accuracy")})
 
 
 @server.main()

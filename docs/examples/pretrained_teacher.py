@@ -42,4 +42,4 @@ save_weights(teacher, WEIGHTS)
 
 result = strategy.start(LocalGrid(client_app(task=PLAN), clients=4), num_rounds=2)
 for step, measures in result.train_metrics_clientapp.items():
-    print(f"step {step}:", {name: round(float(value), 3) for name, value in measures.items() if "own" not in name})
+    print(f"step {step}:", {name: f"{value:.1%}" for name, value in measures.items() if name.endswith(".accuracy")})

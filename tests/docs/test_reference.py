@@ -165,7 +165,7 @@ def test_readme_lists_what_is_in_it() -> None:
 def _commands() -> dict[str, click.Command]:
     group = typer.main.get_command(app)
     assert isinstance(group, click.Group)
-    return group.commands
+    return dict(group.commands)
 
 
 @pytest.mark.parametrize("name", list(_commands()))

@@ -37,17 +37,16 @@ def mean_soft_labels(
     """
     first = _same(opinions)
     shares = _shares([1.0] * len(opinions) if weights is None else weights, len(opinions))
-    classes = ordered((name for opinion in opinions for name in opinion.classes), space)
-    samples = np.unique(np.concatenate([opinion.samples for opinion in opinions]))
-    shape = (len(samples), *first.values.shape[1:-1], len(classes))
-    total = np.zeros(shape)
-    weight = np.zeros(shape)
-    for opinion, share in zip(opinions, shares, strict=True):
-        rows = np.searchsorted(samples, opinion.samples)
-        where = (rows[:, None], ..., positions(opinion.classes, classes))
-        _add(total, where, share * np.moveaxis(opinion.values.astype(np.float64), -1, 1))
-        _add(weight, where, np.full(np.moveaxis(opinion.values, -1, 1).shape, share))
-    mean = np.divide(total, weight, out=np.zeros_like(total), where=weight > 0)
+    classes = ordered({name for opinion in opinions for name in opinion.classes}, space)
+    if all(other.classes == classes and np.array_equal(other.samples, first.samples) for other in opinions):
+        samples = first.samples
+        total = np.zeros(first.values.shape)
+        for opinion, share in zip(opinions, shares, strict=True):
+            total += share * opinion.values.astype(np.float64)
+        mean = total / np.sum(shares)
+    else:
+        samples = np.unique(np.concatenate([opinion.samples for opinion in opinions]))
+        mean = _aligned_mean(opinions, shares, samples, classes)
     return SoftLabels(
         output=first.output,
         classes=classes,
@@ -124,6 +123,20 @@ def _same(opinions: Sequence[SoftLabels]) -> SoftLabels:
                 "expected the same",
             )
     return first
+
+
+def _aligned_mean(
+    opinions: Sequence[SoftLabels], shares: NDArray[np.float64], samples: NDArray[np.int64], classes: Classes
+) -> NDArray[np.float64]:
+    """The mean over those that know each sample and class; 0 where nobody does."""
+    total = np.zeros((len(samples), *opinions[0].values.shape[1:-1], len(classes)))
+    weight = np.zeros(total.shape)
+    for opinion, share in zip(opinions, shares, strict=True):
+        rows = np.searchsorted(samples, opinion.samples)
+        where = (rows[:, None], ..., positions(opinion.classes, classes))
+        _add(total, where, share * np.moveaxis(opinion.values.astype(np.float64), -1, 1))
+        _add(weight, where, np.full(np.moveaxis(opinion.values, -1, 1).shape, share))
+    return np.divide(total, weight, out=np.zeros_like(total), where=weight > 0)
 
 
 def _add(

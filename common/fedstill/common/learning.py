@@ -127,7 +127,9 @@ def _compute(model: nn.Module, training: Training) -> Iterator[tuple[Run, Step]]
     if training.channels_last:
         for weight in model.parameters():
             if weight.dim() == 4:
-                weight.data = weight.data.contiguous(memory_format=torch.channels_last)
+                # Not `contiguous`: with one input channel it takes either layout for the other, and convolutions follow
+                # the strides.
+                weight.data = weight.data.to(memory_format=torch.channels_last)
     if training.precision == "bf16":
         yield from _in_bf16(model, training)
     else:
@@ -187,5 +189,5 @@ def _optimizer(weights: list[Tensor], training: Training) -> torch.optim.Optimiz
 
 def _arranged(inputs: Tensor, training: Training) -> Tensor:
     if inputs.dim() == 4 and training.channels_last:
-        return inputs.contiguous(memory_format=torch.channels_last)
+        return inputs.to(memory_format=torch.channels_last)
     return inputs

@@ -12,6 +12,7 @@ have shape (N, …, C): N samples, any number of positions, C classes (or values
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
@@ -189,12 +190,15 @@ class Regression:
 
 
 def _in_unit_interval(soft: Tensor, kind: str) -> None:
-    if not torch.isfinite(soft).all():
+    if not soft.numel():
+        return
+    low, high = (bound.item() for bound in torch.aminmax(soft))  # NaN if one of them is
+    if not (math.isfinite(low) and math.isfinite(high)):
         raise KnowledgeError(f"non-finite {kind} soft labels", "expected finite numbers", reason=Reason.NOT_FINITE)
     # Not by a hair outside: the logarithm of −1e-9 is NaN, and one client would spoil every student.
-    if soft.numel() and (soft.min() < 0 or soft.max() > 1):
+    if low < 0 or high > 1:
         raise KnowledgeError(
-            f"{kind} soft labels from {soft.min():.3g} to {soft.max():.3g}",
+            f"{kind} soft labels from {low:.3g} to {high:.3g}",
             "expected probabilities from 0 to 1",
             reason=Reason.RANGE,
         )

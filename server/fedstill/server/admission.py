@@ -168,7 +168,8 @@ def _check_soft_labels(labels: SoftLabels, gate: TaskGate, own: tuple[str, ...],
         raise KnowledgeError(
             f"classes {strange[:5]}", f"expected some of the {len(own)} it announced", reason=Reason.CLASSES
         )
-    if not len(labels.samples) or not np.isin(labels.samples, samples).all():
+    exact = np.array_equal(labels.samples, samples)
+    if not len(labels.samples) or not (exact or np.isin(labels.samples, samples).all()):
         raise KnowledgeError(
             "no samples, or some that were not asked for", "expected this round's", reason=Reason.SAMPLES
         )

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fedstill.common.data.federation import federate
 from fedstill.common.data.proxy import ProxySet
+from fedstill.common.models import check_model
 from fedstill.common.scenario import Scenario
 from fedstill.common.task import Examples, Task, TaskSpec
 
@@ -44,8 +45,13 @@ def simulated(scenario: Scenario, data_dir: Path | None) -> Mapping[str, ServerT
 
     Raises:
         DataError: if data is missing or broken.
+        ConfigError, UnsupportedError: for a model that is not known, or cannot read the task's inputs.
     """
     federation = federate(scenario, data_dir)
+    for name, share in federation.tasks.items():
+        # Every client would find out for itself, one by one.
+        for model in dict.fromkeys((*scenario.tasks[name].models, scenario.tasks[name].server_model)):
+            check_model(model, share.spec)
     return {
         name: ServerTask(
             task=scenario.tasks[name].task,

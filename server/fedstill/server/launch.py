@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from flwr.serverapp import Grid
 
-from fedstill.common.errors import UnsupportedError
+from fedstill.common.errors import FedstillError, UnsupportedError
 from fedstill.common.scenario import Plugin, Scenario, build
 from fedstill.server.folder import RunFolder
 from fedstill.server.holdings import simulated
@@ -59,12 +60,21 @@ def launch(
         committed=committed,
     )
     try:
-        return play(run, state)
-    finally:
-        for tracker in all_trackers:
-            tracker.close()
-        if folder.records():
-            report(folder)
+        ended = play(run, state)
+    except BaseException:
+        # What went wrong is told, not what it brings about in the report (a full disk, say).
+        with contextlib.suppress(FedstillError, OSError):
+            _wind_up(folder, all_trackers)
+        raise
+    _wind_up(folder, all_trackers)
+    return ended
+
+
+def _wind_up(folder: RunFolder, trackers: Sequence[Tracker]) -> None:
+    for tracker in trackers:
+        tracker.close()
+    if folder.records():
+        report(folder)
 
 
 def build_teacher(plan: Plugin) -> Teacher:

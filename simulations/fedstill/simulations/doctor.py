@@ -9,9 +9,12 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from fedstill.common import PROTOCOL, __version__
+
+if TYPE_CHECKING:
+    from packaging.requirements import Requirement
 
 LEAST_DISK = 1 << 30
 """Bytes; below it a longer run may not find room for its checkpoints."""
@@ -54,11 +57,7 @@ def _software() -> Iterator[Check]:
 
 def _packages() -> Iterator[Check]:
     """Every requirement of the installed package: whether it is there, in the range that is asked for."""
-    from packaging.requirements import Requirement
-
-    for line in requires("fedstill") or []:
-        wanted = Requirement(line)
-        extra = next((name for name in ("simulations", "ray") if _asked_by(wanted, name)), "")
+    for wanted, extra in _requirements():
         try:
             there = version(wanted.name)
         except PackageNotFoundError:
@@ -77,8 +76,23 @@ def _packages() -> Iterator[Check]:
             )
 
 
-def _asked_by(requirement: object, extra: str) -> bool:
-    marker = getattr(requirement, "marker", None)
+def _requirements() -> Iterator[tuple[Requirement, str]]:
+    """What the package asks for, and by which of its extras; in place of "flwr[simulation]", what that extra adds."""
+    from packaging.requirements import Requirement
+
+    for line in requires("fedstill") or []:
+        wanted = Requirement(line)
+        extra = next((name for name in ("simulations", "ray") if _asked_by(wanted, name)), "")
+        if not wanted.extras:
+            yield wanted, extra
+            continue
+        for inner in map(Requirement, requires(wanted.name) or []):
+            if any(_asked_by(inner, name) for name in wanted.extras):
+                yield inner, extra
+
+
+def _asked_by(requirement: Requirement, extra: str) -> bool:
+    marker = requirement.marker
     return marker is not None and marker.evaluate({"extra": extra}) and not marker.evaluate({"extra": ""})
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import ClassVar, Protocol
 
+import torch
 from torch import nn
 
 from fedstill.common.errors import ConfigError, UnsupportedError, nearest
@@ -69,6 +70,16 @@ def build_model(name: str, spec: TaskSpec, *, seed: int) -> nn.Module:
         )
     with torch_seeded(seed, "weights"):
         return family.build(size, spec)
+
+
+def check_model(name: str, spec: TaskSpec) -> None:
+    """Refuse a model that cannot be built, without making its weights.
+
+    Raises:
+        ConfigError, UnsupportedError: as `build_model`.
+    """
+    with torch.device("meta"):
+        build_model(name, spec, seed=0)
 
 
 def model_names(modality: str = "") -> tuple[str, ...]:
