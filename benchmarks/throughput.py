@@ -97,15 +97,15 @@ class Loop:
             self.fit(model, inputs, targets, functional.cross_entropy)
             model.eval()
             with torch.inference_mode():
-                answers.append(torch.cat([model(batch).softmax(-1) for batch in self.proxy.split(512)]))
+                answers.append(torch.cat([model(batch).softmax(-1) for batch in torch.split(self.proxy, 512)]))
         self.consensus = torch.stack(answers).mean(0).clone()
 
     def fit(self, model: nn.Module, inputs: Tensor, targets: Tensor, loss: Callable[[Tensor, Tensor], Tensor]) -> None:
         """One epoch."""
         optimizer = torch.optim.Adam(model.parameters(), 1e-3, fused=self.tuned or None)
-        for rows in torch.randperm(len(inputs)).split(BATCH):
+        for rows in torch.split(torch.randperm(len(inputs)), BATCH):
             optimizer.zero_grad()
-            loss(model(inputs[rows]), targets[rows]).backward()
+            torch.autograd.backward(loss(model(inputs[rows]), targets[rows]))
             optimizer.step()
 
 

@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from fedstill.common.data.federation import federate
-from fedstill.common.scenario import Scenario, parse, read_table
+from fedstill.common.scenario import Scenario
 from fedstill.server.holdings import simulated
 
 Small = Callable[..., Scenario]
@@ -79,10 +79,15 @@ def test_bytes_on_the_wire_are_pinned(play_small: Play) -> None:
     assert traffic == [dict.fromkeys(played.records[0]["cohort"], sizes) for sizes in up_and_down]
 
 
-def test_splits_are_pinned() -> None:
-    """The partition of the bundled digits: which images are public, and whose the others are."""
-    scenario = parse(read_table("digits"))
-    share = federate(scenario, None).tasks["digits"]
+def test_splits_are_pinned(small: Small) -> None:
+    """Which of the bundled digits are public, and whose the others are."""
+    task = {
+        "kind": "image",
+        "models": ["mlp-small"],
+        "proxy": {"samples": 400},
+        "partition": {"kind": "dirichlet", "alpha": 0.3},
+    }
+    share = federate(small({"tasks": {"digits": task}, "clients.count": 8}), None).tasks["digits"]
 
     assert {name: (len(data.private), len(data.holdout)) for name, data in share.clients.items()} == {
         "client-0": (74, 18),

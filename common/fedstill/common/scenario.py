@@ -490,7 +490,7 @@ def single_task(
     task: Task | TaskPlan,
     model: str = "",
     *,
-    clients: int,
+    clients: int | Clients,
     seed: int = 1,
     algorithm: Algorithm | None = None,
     **others: Any,
@@ -500,7 +500,7 @@ def single_task(
     Args:
         task: what all clients learn; a `TaskPlan` where the proxy set or the partition matters.
         model: architecture of the students; "" for the plan's own.
-        clients: how many clients there are.
+        clients: how many clients there are, or `Clients` where cohort or quorum matter.
         seed: of everything; both sides need the same.
         algorithm: the method; only the server needs it.
         others: further attributes of `Scenario`.
@@ -510,6 +510,6 @@ def single_task(
         tasks={plan.task.name: replace(plan, models=(model,)) if model else plan},
         algorithm=algorithm or ALGORITHMS.get("fedmd")(),
         seed=seed,
-        clients=Clients(count=clients),
-        **others,
+        clients=Clients(count=clients) if isinstance(clients, int) else clients,
+        **{"name": plan.task.name, **others},
     )

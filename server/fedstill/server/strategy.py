@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from fedstill.common.algorithm import Algorithm
 from fedstill.common.errors import UnsupportedError
-from fedstill.common.scenario import Plugin, Scenario, TaskPlan, dump, single_task, to_toml
+from fedstill.common.scenario import Clients, Plugin, Scenario, TaskPlan, dump, single_task, to_toml
 from fedstill.common.task import Task
 from fedstill.server.folder import RunFolder, begin_folder
 from fedstill.server.launch import launch
@@ -40,7 +40,7 @@ class Distillation(Strategy):
         algorithm: the method with its hyper-parameters.
         task: what all clients learn; a `TaskPlan` where proxy set, partition or teacher model matter.
         model: architecture of the students; "" for the plan's own.
-        clients: how many there are.
+        clients: how many there are, or `Clients` where cohort or quorum matter.
         seed: of everything; the ClientApp needs the same.
         teacher: name of the server's part, "consensus", "model" or "pretrained", or a `Plugin` with its options.
         run_dir: the run folder; a folder that holds this run already is gone on with. None: a new one below runs/.
@@ -57,7 +57,7 @@ class Distillation(Strategy):
         algorithm: Algorithm,
         task: Task | TaskPlan,
         model: str = "",
-        clients: int,
+        clients: int | Clients,
         seed: int = 1,
         teacher: str | Plugin = "consensus",
         run_dir: Path | None = None,
