@@ -199,6 +199,7 @@ def test_run_config_is_flat_and_empty_means_as_it_is() -> None:
         "scenario": "digits",
         "seed": "",
         "data-dir": "/somewhere",
+        "algorithm.name": "fedmd",
         "algorithm.temperature": 2.0,
         "clients.count": 4,
         "set": "training.epochs=7 training.precision=bf16 tasks.digits.models=mlp-small,cnn-small name=mine",

@@ -114,12 +114,22 @@ def test_nobody_to_ask() -> None:
     assert list(ask(ScriptedGrid(), {}, {}, kind="train.round", group="1", deadline=1e9)) == []
 
 
-def test_pauses_grow_to_a_second_and_shrink_when_something_comes(slept: list[float]) -> None:
-    list(asked(ScriptedGrid(*[[]] * 20, [11], [], [12, 13])))
+def test_pauses_grow_to_half_a_second_and_shrink_when_something_comes(slept: list[float]) -> None:
+    grid = ScriptedGrid(*[[]] * 20, [11], [], [12, 13])
+    list(ask(grid, QUESTIONS, NODES, kind="train.round", group="1", deadline=10.0, clock=lambda: 0.0))
 
     assert slept[:3] == pytest.approx([0.015, 0.0225, 0.03375])
     assert slept[19] == LONGEST_PAUSE
     assert slept[20] == pytest.approx(0.015)
+
+
+def test_a_grid_that_waits_by_itself_is_not_waited_for_twice(slept: list[float]) -> None:
+    # A look takes a second here: the clock tells it at each of its two calls round the look.
+    ticks = itertools.count()
+    grid = ScriptedGrid(*[[]] * 5, [11, 12, 13])
+    list(ask(grid, QUESTIONS, NODES, kind="train.round", group="1", deadline=1e9, clock=lambda: float(next(ticks))))
+
+    assert slept == [0.0] * 5
 
 
 def test_the_last_pause_ends_with_the_deadline(slept: list[float]) -> None:

@@ -693,9 +693,10 @@ def test_central_asks_no_client_and_trains_on_everything(play_small: Play) -> No
 
     assert kinds == {"query.describe": 4}
     assert all(record["cohort"] == [] for record in played.records)
-    scores = [record["tasks"]["wine"]["server"]["accuracy"] for record in played.records]
-    assert scores[4] > scores[0] + 0.2
-    assert scores[5] == scores[4]
+    scores = [record["tasks"]["wine"]["server"]["accuracy"] for record in played.records[1:]]
+    assert played.records[0]["tasks"]["wine"]["server"] == {}  # a model that has seen nothing is not measured
+    assert scores[3] > 0.6
+    assert scores[4] == scores[3]
 
 
 def test_central_learns_the_right_labels_where_clients_number_their_own(play_small: Play) -> None:

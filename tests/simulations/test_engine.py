@@ -352,3 +352,17 @@ def test_nodes_know_their_number_and_configuration() -> None:
     assert grid.run.run_id == 1
     made = grid.create_message(RecordDict(), "query.look", next(iter(grid.get_node_ids())), "group", ttl=5.0)
     assert (made.metadata.message_type, made.metadata.group_id, made.metadata.ttl) == ("query.look", "group", 5.0)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_message_overtaken_by_a_later_one_to_the_same_node_fails_and_nobody_waits_for_it(workers: int) -> None:
+    grid = LocalGrid("fedstill.client.app:app", clients=1, workers=workers)
+    try:
+        node = next(iter(grid.get_node_ids()))
+        # The app has no such action: the later message fails too, but for its own reason.
+        messages = [Message(RecordDict(), node, "query.nothing") for _ in range(3)]
+        replies = list(grid.send_and_receive(messages))
+    finally:
+        grid.close()
+    codes = [reply.error.code for reply in replies]
+    assert sorted(codes) == sorted([ErrorCode.CLIENT_APP_RAISED_EXCEPTION] + 2 * [ErrorCode.MESSAGE_UNAVAILABLE])

@@ -198,7 +198,9 @@ def _advance(turn: Turn) -> RunState:
             knowledge = _start(run, side)
         elif turn.kind == "round":
             consensus, knowledge = _merge(run, side, _contributions(collected.answers, name), knowledge)
-        measures[name] = _measure(run.tasks[name], side, consensus, with_model=_has_model(run))
+        measures[name] = _measure(
+            run.tasks[name], side, consensus, with_model=_has_model(run) and _knows(turn, knowledge)
+        )
         weights = {key: value.clone() for key, value in side.model.state_dict().items()}
         tasks[name] = TaskState(knowledge, weights, dict(side.memory))
     saved = {} if turn.kind == "alone" else dict.fromkeys(collected.answers, turn.step)
@@ -209,7 +211,7 @@ def _advance(turn: Turn) -> RunState:
         abandoned=[one.attempt for one in abandoned],
         traffic=_total([one.traffic for one in (*abandoned, collected)]),
         seconds=run.clock() - begun,
-        server={name: found for name, found in measures.items() if found},
+        server=measures,
         clients=_client_measures(collected.answers),
         restarted=collected.restarted,
     )
@@ -446,6 +448,11 @@ def _merge(
 def _has_model(run: Run) -> bool:
     exchange = run.scenario.algorithm.exchange
     return exchange in ("parameters", "data") or (exchange == "soft-labels" and run.teacher.has_model)
+
+
+def _knows(turn: Turn, told: Knowledge | None) -> bool:
+    """A model that has seen nothing is not worth a measurement: before the rounds, one that has something to tell."""
+    return turn.kind != "alone" or told is not None
 
 
 def _measure(own: ServerTask, side: Server, consensus: Knowledge | None, *, with_model: bool) -> Metrics:

@@ -14,8 +14,7 @@ import sys
 import threading
 import time
 import traceback
-from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
@@ -36,7 +35,7 @@ from flwr.supercore.task_identity import TaskIdentity
 from fedstill.common.errors import ConfigError, UnsupportedError
 
 _FIRST_NODE = SUPERLINK_NODE_ID + 1
-_LOOK = 0.05  # seconds that a look for replies waits for a worker
+_LOOK = 0.5  # seconds that a look for replies waits for a worker
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -63,8 +62,8 @@ class _Job:
 class _Runner(Protocol):
     """Where clients work."""
 
-    def submit(self, job: _Job) -> None:
-        """Take a job; one that waits for the same node is dropped."""
+    def submit(self, jobs: Sequence[_Job]) -> None:
+        """Take jobs. A node's earlier one that has not begun has failed; replies that nobody fetched are forgotten."""
 
     def finished(self, wanted: set[str]) -> list[Message]:
         """Replies to some of the wanted messages; waits a little if there is none."""
@@ -148,13 +147,12 @@ class LocalGrid(Grid):
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Hand messages to their nodes; gives their ids."""
-        identities = []
+        jobs = []
         for message in messages:
             message.metadata.__dict__["_message_id"] = uuid4().hex
-            job = _Job(message)
-            self._runner.submit(job)
-            identities.append(job.identity)
-        return identities
+            jobs.append(_Job(message))
+        self._runner.submit(jobs)
+        return [job.identity for job in jobs]
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """Replies that are ready; in this process a client works while one looks."""
@@ -183,14 +181,16 @@ class _Here:
         self._app = app
         self._contexts = contexts
         self._jobs: dict[int, _Job] = {}
+        self._ready: list[Message] = []
 
-    def submit(self, job: _Job) -> None:
-        self._jobs[job.node] = job
+    def submit(self, jobs: Sequence[_Job]) -> None:
+        self._ready = _enqueue(self._jobs, jobs)
 
     def finished(self, wanted: set[str]) -> list[Message]:
+        found, self._ready = _sorted_out(self._ready, wanted)
         job = next((job for job in self._jobs.values() if job.identity in wanted), None)
-        if job is None:
-            return []
+        if found or job is None:
+            return found
         del self._jobs[job.node]
         question = message_to_proto(job.message).SerializeToString()
         return [_message(work(self._app, question, self._contexts[job.node]))]
@@ -211,15 +211,13 @@ class _Pool:
         self._app = app
         self._contexts = {node: context_to_proto(context).SerializeToString() for node, context in contexts.items()}
         self._workers = workers
-        self._queue: deque[_Job] = deque()
+        self._queue: dict[int, _Job] = {}
         self._active: dict[Future[tuple[bytes, bytes]], _Job] = {}
         self._ready: list[Message] = []
         self._pool = self._new_pool()
 
-    def submit(self, job: _Job) -> None:
-        self._queue = deque(other for other in self._queue if other.node != job.node)
-        self._ready = [reply for reply in self._ready if reply.metadata.src_node_id != job.node]
-        self._queue.append(job)
+    def submit(self, jobs: Sequence[_Job]) -> None:
+        self._ready = _enqueue(self._queue, jobs)
         self._fill()
 
     def finished(self, wanted: set[str]) -> list[Message]:
@@ -235,8 +233,7 @@ class _Pool:
         if broken:
             self._mourn([*broken, *self._active.values()])
         self._fill()
-        found = [reply for reply in self._ready if reply.metadata.reply_to_message_id in wanted]
-        self._ready = [reply for reply in self._ready if reply.metadata.reply_to_message_id not in wanted]
+        found, self._ready = _sorted_out(self._ready, wanted)
         return found
 
     def close(self) -> None:
@@ -246,7 +243,7 @@ class _Pool:
     def _fill(self) -> None:
         while self._queue:
             busy = {job.node for job in self._active.values()}
-            job = next((job for job in self._queue if job.node not in busy), None)
+            job = next((job for job in self._queue.values() if job.node not in busy), None)
             if job is None or len(self._active) >= self._workers:
                 return
             if self._active and (job.tries or any(other.tries for other in self._active.values())):
@@ -257,7 +254,7 @@ class _Pool:
             except BrokenProcessPool:
                 self._mourn(list(self._active.values()))
                 continue
-            self._queue.remove(job)
+            del self._queue[job.node]
             self._active[future] = job
 
     def _mourn(self, jobs: list[_Job]) -> None:
@@ -265,11 +262,11 @@ class _Pool:
         self._pool.shutdown(wait=True, cancel_futures=True)
         self._pool = self._new_pool()
         for job in jobs:
-            if job.tries:
+            if job.tries or job.node in self._queue:
                 error = Error(code=ErrorCode.CLIENT_APP_CRASHED, reason="the client's process died")
                 self._ready.append(Message(error, reply_to=job.message))
             else:
-                self._queue.appendleft(replace(job, tries=1))
+                self._queue = {job.node: replace(job, tries=1), **self._queue}
 
     def _new_pool(self) -> ProcessPoolExecutor:
         # spawn: a fork would copy torch's threads in an undefined state.
@@ -291,6 +288,24 @@ def work(app: ClientApp, question: bytes, context: Context) -> bytes:
         return bytes(message_to_proto(reply).SerializeToString())
     except (Exception, SystemExit) as error:
         return _error(message, ErrorCode.CLIENT_APP_RAISED_EXCEPTION, error)
+
+
+def _sorted_out(replies: list[Message], wanted: set[str]) -> tuple[list[Message], list[Message]]:
+    """Those that answer a wanted message, and the others."""
+    found = [reply for reply in replies if reply.metadata.reply_to_message_id in wanted]
+    return found, [reply for reply in replies if reply.metadata.reply_to_message_id not in wanted]
+
+
+def _enqueue(queue: dict[int, _Job], jobs: Sequence[_Job]) -> list[Message]:
+    """Put jobs at the end of a queue by node; gives error replies to those that they push out."""
+    reason = "a later message came before this one was begun"
+    failed = []
+    for job in jobs:
+        if job.node in queue:
+            error = Error(code=ErrorCode.MESSAGE_UNAVAILABLE, reason=reason)
+            failed.append(Message(error, reply_to=queue.pop(job.node).message))
+        queue[job.node] = job
+    return failed
 
 
 def load_app(path: str) -> ClientApp:
