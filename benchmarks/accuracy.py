@@ -26,7 +26,8 @@ METHODS = ("local", "fedmd", "dsfl", "central")
 
 def played(job: tuple[str, str, int, Path, tuple[str, ...]]) -> dict[str, Any]:
     """One run: its figures."""
-    from fedstill.common.scenario import override, parse, read_table, value_of
+    from fedstill.common.scenario import parse
+    from fedstill.common.sources import override, read_table, value_of
     from fedstill.server.folder import new_folder
     from fedstill.server.summary import client_measures, mean, number, summary
     from fedstill.simulations.run import simulate

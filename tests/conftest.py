@@ -15,7 +15,8 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 from fedstill.client.app import app as client_app
-from fedstill.common.scenario import Scenario, dump, override, parse, to_toml
+from fedstill.common.scenario import Scenario, dump, parse, to_toml
+from fedstill.common.sources import override
 from fedstill.server.folder import RunFolder, begin_folder
 from fedstill.server.holdings import simulated
 from fedstill.server.launch import build_teacher

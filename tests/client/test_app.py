@@ -76,10 +76,12 @@ def test_a_client_works(small: Small, tmp_path: Path, kind: str, number: int) ->
     assert reply.metadata.reply_to_message_id == "question"
     head = reply.content.config_records["fedstill"]
     assert (head["client"], head["run"], head["round"], head["version"]) == ("client-1", "run-1", number, 0)
-    kept = sorted(path.name.split("-")[1] for path in (tmp_path / "store").rglob("*.safetensors"))
-    assert kept == ([] if kind == ALONE else [f"{number:06d}"])
+    kept = {path.stem for path in (tmp_path / "store").rglob("*.safetensors")}
     # Flower's own state holds a pointer only: what is large is lost there.
-    assert dict(own.state.config_records["student"]) == {"run": "run-1", "version": number}
+    pointer = dict(own.state.config_records["student"])
+    assert kept == (set() if kind == ALONE else {f"student-{number:06d}-{pointer['digest']}"})
+    assert pointer == {"run": "run-1", "version": number, "digest": pointer["digest"]}
+    assert bool(pointer["digest"]) == (kind != ALONE)
     assert set(own.state) == {"student"}
 
 

@@ -13,18 +13,8 @@ from fedstill.common.algorithms.dsfl import DSFL
 from fedstill.common.algorithms.fedmd import FedMD
 from fedstill.common.errors import ConfigError, UnsupportedError
 from fedstill.common.registry import ALGORITHMS, CODECS
-from fedstill.common.scenario import (
-    TaskPlan,
-    dump,
-    from_run_config,
-    named_scenarios,
-    override,
-    parse,
-    read_table,
-    single_task,
-    to_toml,
-    value_of,
-)
+from fedstill.common.scenario import TaskPlan, dump, parse, single_task, to_toml
+from fedstill.common.sources import from_run_config, named_scenarios, override, read_table, value_of
 from fedstill.common.tasks.image import ImageTask
 
 SMALL: dict[str, Any] = {

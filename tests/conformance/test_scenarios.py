@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from fedstill.common.models import model_names
-from fedstill.common.scenario import dump, from_run_config, named_scenarios, parse, read_table, to_toml
+from fedstill.common.scenario import dump, parse, to_toml
+from fedstill.common.sources import from_run_config, named_scenarios, read_table
 from fedstill.server.launch import build_teacher
 
 

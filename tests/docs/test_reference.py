@@ -19,15 +19,8 @@ import typer
 from fedstill.common import errors
 from fedstill.common.learning import Training
 from fedstill.common.registry import ALGORITHMS, CODECS, MODELS, TASKS, Registry
-from fedstill.common.scenario import (
-    Clients,
-    PartitionPlan,
-    ProxyPlan,
-    Rounds,
-    Scenario,
-    TaskPlan,
-    named_scenarios,
-)
+from fedstill.common.scenario import Clients, PartitionPlan, ProxyPlan, Rounds, Scenario, TaskPlan
+from fedstill.common.sources import named_scenarios
 from fedstill.server.admission import Rejection
 from fedstill.server.record import Attempt, StepRecord, Traffic
 from fedstill.server.teacher import TEACHERS

@@ -18,7 +18,8 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from fedstill.common.scenario import from_run_config, named_scenarios, override, parse, read_table, value_of
+from fedstill.common.scenario import parse
+from fedstill.common.sources import from_run_config, named_scenarios, override, read_table, value_of
 from fedstill.simulations.cli import app
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from fedstill.common.scenario import from_run_config
+from fedstill.common.sources import from_run_config
 from fedstill.server.folder import RunFolder, new_folder
 from fedstill.simulations.run import simulate
 

@@ -15,7 +15,8 @@ import torch
 
 from fedstill.common.errors import RunFolderError, StorageError
 from fedstill.common.knowledge import Knowledge, Parameters, SoftLabels
-from fedstill.common.scenario import override, parse, read_table
+from fedstill.common.scenario import parse
+from fedstill.common.sources import override, read_table
 from fedstill.server import checkpoint
 from fedstill.server.folder import RunFolder, differences, new_folder, open_folder
 from fedstill.server.record import Attempt, StepRecord, Traffic, to_line

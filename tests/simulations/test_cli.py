@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from fedstill.client.work import Worker
-from fedstill.common.scenario import Scenario, dump, named_scenarios, to_toml
+from fedstill.common.scenario import Scenario, dump, to_toml
+from fedstill.common.sources import named_scenarios
 from fedstill.server.folder import RunFolder
 from fedstill.server.summary import summary
 from fedstill.simulations import cli

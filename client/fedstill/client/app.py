@@ -18,7 +18,8 @@ from fedstill.common import records
 from fedstill.common.algorithm import Algorithm
 from fedstill.common.errors import ConfigError
 from fedstill.common.messages import Answer, Order
-from fedstill.common.scenario import Scenario, TaskPlan, from_run_config, single_task
+from fedstill.common.scenario import Scenario, TaskPlan, single_task
+from fedstill.common.sources import from_run_config
 from fedstill.common.task import Task
 
 STORE_VARIABLE = "FEDSTILL_STORE"
@@ -54,9 +55,12 @@ def client_app(
 
     def work(message: Message, context: Context, do: Callable[[Worker, Order], Answer]) -> Message:
         order = records.read_order(message.content)
-        answer = do(worker(context, order.run), order)
-        content = records.write_answer(answer, order)
-        context.state["student"] = ConfigRecord({"run": order.run, "version": order.round})
+        one = worker(context, order.run)
+        content = records.write_answer(do(one, order), order)
+        # Only a pointer: Flower loses a large state silently, and any state with the process.
+        context.state["student"] = ConfigRecord(
+            {"run": order.run, "version": order.round, "digest": one.store.digest(order.round)}
+        )
         return Message(content, reply_to=message)
 
     @app.query("describe")

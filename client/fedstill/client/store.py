@@ -44,6 +44,11 @@ class Store:
         found = [(match, self.folder / name) for name in os.listdir(self.folder) if (match := _NAME.fullmatch(name))]
         return {int(match[1]): path for match, path in sorted(found, key=lambda pair: pair[1].name)}
 
+    def digest(self, version: int) -> str:
+        """The digest of a version's content; "" if there is no such version."""
+        path = self.versions().get(version)
+        return path.stem.rsplit("-", 1)[1] if path else ""
+
     def load(self, version: int) -> tuple[int, dict[str, Tensor]]:
         """The student of a version, or the newest before it that is sound.
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from fedstill.common.scenario import from_run_config
+from fedstill.common.sources import from_run_config
 from fedstill.server.folder import begin_folder
 from fedstill.server.launch import launch
 from fedstill.server.summary import summary

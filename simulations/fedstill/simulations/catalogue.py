@@ -5,7 +5,7 @@ from __future__ import annotations
 import tomllib
 
 from fedstill.common.registry import ALGORITHMS, CODECS, MODELS, TASKS, first_line
-from fedstill.common.scenario import named_scenarios
+from fedstill.common.sources import named_scenarios
 from fedstill.server.teacher import TEACHERS
 
 _REGISTRIES = {"algorithms": ALGORITHMS, "tasks": TASKS, "teachers": TEACHERS, "codecs": CODECS}

@@ -136,7 +136,8 @@ def _finish(folder: RunFolder, console: Console, *, as_json: bool) -> None:
 def _prepared(
     name: str | None, changes: list[str], resume: Path | None, run_dir: Path | None, data_dir: Path | None
 ) -> tuple[Scenario, RunFolder, Path | None]:
-    from fedstill.common.scenario import override, parse, read_table
+    from fedstill.common.scenario import parse
+    from fedstill.common.sources import override, read_table
     from fedstill.server.folder import new_folder, open_folder
 
     wanted = None
@@ -161,7 +162,7 @@ def _prepared(
 
 
 def _changes(words: list[str]) -> dict[str, Any]:
-    from fedstill.common.scenario import value_of
+    from fedstill.common.sources import value_of
 
     found = {}
     for word in words:
