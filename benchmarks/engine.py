@@ -1,9 +1,10 @@
 """What the local engine costs: rounds in which the clients do nothing but send 200 kB back.
 
-    python benchmarks/engine.py
+    python benchmarks/engine.py --data-dir DIR --ray
 
 Two figures: the grid alone (messages out and in, with Flower's serialisation both ways), and the whole round engine on
-top (orders, admission of 5,000 × 10 soft labels, their mean).
+top (orders, admission of 5,000 × 10 soft labels, their mean). With --ray the same ClientApp in Flower's own simulation
+runtime, asked in the same way, in the same run.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from pathlib import Path
 import numpy as np
 from flwr.app import Array, ArrayRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
+from flwr.serverapp import Grid
 from rich.console import Console
 from rich.table import Table
 
@@ -33,8 +35,6 @@ from fedstill.server.rounds import Run, play
 from fedstill.simulations.engine import LocalGrid
 
 SAMPLES, CLASSES = 5_000, 10  # × 4 bytes = 200 kB
-RAY = {10: 0.200, 100: 0.740, 1000: 7.6}
-"""Seconds of a round in Flower's Ray runtime on a like machine; at 100 and 1,000 clients without payload."""
 
 
 def echo_app() -> ClientApp:
@@ -88,17 +88,41 @@ def timed(work: Callable[[], object]) -> float:
 
 def grid_rounds(clients: int, rounds: int) -> list[float]:
     """Seconds of each round of the grid alone."""
-    grid = LocalGrid(echo_app(), clients=clients)
+    once = echo_round(LocalGrid(echo_app(), clients=clients), clients)
+    return [timed(once) for _ in range(rounds)]
+
+
+def echo_round(grid: Grid, clients: int) -> Callable[[], None]:
+    """A round: ask every client, and take its answer."""
     nodes = {str(node): node for node in grid.get_node_ids()}
     payload = Array(np.random.default_rng(1).random((SAMPLES, CLASSES), dtype=np.float32))
     questions = dict.fromkeys(nodes, RecordDict({"payload": ArrayRecord({"values": payload})}))
 
     def once() -> None:
-        replies = list(ask(grid, questions, nodes, kind="train.round", group="", deadline=60))
-        if len(replies) != clients:
+        replies = list(ask(grid, questions, nodes, kind="train.round", group="", deadline=300))
+        if len(replies) != clients or any(reply.message.has_error() for reply in replies):
             raise RuntimeError(f"{len(replies)} of {clients} replies")
 
-    return [timed(once) for _ in range(rounds)]
+    return once
+
+
+def ray_rounds(clients: int, rounds: int) -> list[float]:
+    """Seconds of each round but the first in Flower's simulation runtime."""
+    from flwr.serverapp import ServerApp
+    from flwr.simulation import run_simulation
+
+    taken: list[float] = []
+    server = ServerApp()
+
+    @server.main()
+    def main(grid: Grid, context: Context) -> None:
+        while len(list(grid.get_node_ids())) < clients:
+            time.sleep(0.1)
+        once = echo_round(grid, clients)
+        taken.extend(timed(once) for _ in range(rounds + 1))
+
+    run_simulation(server, echo_app(), num_supernodes=clients, backend_config={"client_resources": {"num_cpus": 1}})
+    return taken[1:]  # the first one starts the actors
 
 
 def engine_rounds(clients: int, rounds: int, data_dir: Path | None) -> list[float]:
@@ -134,21 +158,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clients", type=int, nargs="+", default=[10, 100, 1000])
     parser.add_argument("--data-dir", type=Path, help="with fashion_mnist: measures the whole engine too")
+    parser.add_argument("--ray", action="store_true", help="measure Flower's simulation runtime too (extra ray)")
     options = parser.parse_args()
     table = Table(title="A round in which clients do nothing but send 200 kB back", title_justify="left")
-    for heading in ("clients", "grid, ms", "a client, ms", "whole engine, ms", "Flower's Ray runtime, ms"):
+    for heading in ("clients", "grid, ms", "a client, ms", "whole engine, ms", "Flower with Ray, ms"):
         table.add_column(heading, justify="right")
     for clients in options.clients:
         rounds = 21 if clients <= 100 else 5
         grid = statistics.median(grid_rounds(clients, rounds))
-        engine = statistics.median(engine_rounds(clients, 5, options.data_dir)) if options.data_dir else float("nan")
-        ray = RAY.get(clients)
+        engine = statistics.median(engine_rounds(clients, 5, options.data_dir)) if options.data_dir else None
+        ray = statistics.median(ray_rounds(clients, 3)) if options.ray else None
         table.add_row(
             f"{clients:,}",
             f"{1000 * grid:.1f}",
             f"{1000 * grid / clients:.2f}",
-            f"{1000 * engine:.0f}",
-            f"{1000 * ray:.0f}" if ray else "",
+            *("" if seconds is None else f"{1000 * seconds:,.0f}" for seconds in (engine, ray)),
         )
     Console(width=110).print(table)
 

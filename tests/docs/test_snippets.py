@@ -127,6 +127,9 @@ def test_commands_exist(block: Block, words: list[str], elsewhere: Path, monkeyp
     elif program == "export":
         environment = (ROOT / "docs" / "environment.md").read_text(encoding="utf-8")
         assert all(f"`{word.partition('=')[0]}`" in environment for word in rest)
+    elif program == "python":
+        source = (ROOT / rest[0]).read_text(encoding="utf-8")
+        assert all(f'"{word}"' in source for word in rest[1:] if word.startswith("--"))
     else:
         pytest.fail(f"{block.page}:{block.line}: nobody checks '{program}'")
 

@@ -141,7 +141,9 @@ def test_too_few(gathered: Callable[..., Roster]) -> None:
     )
 
 
-def test_missing_nodes_are_waited_for_until_the_deadline(small: Small, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_nodes_are_waited_for_until_the_deadline(
+    small: Small, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     scenario = small()
     now = [0.0]
     monkeypatch.setattr("fedstill.server.roster.time.monotonic", lambda: now[0])
@@ -156,5 +158,8 @@ def test_missing_nodes_are_waited_for_until_the_deadline(small: Small, monkeypat
 
     assert len(gather(grid(), simulated(scenario, None), count=4, least=2, deadline=30.0).names) == 4
     assert now[0] == pytest.approx(4.0, abs=0.3)
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{here} of 4 clients are here; waiting up to 30 s for the others" for here in range(4)
+    ]
     now[0] = 0.0
     assert len(gather(grid(), simulated(scenario, None), count=4, least=2, deadline=3.1).names) == 3

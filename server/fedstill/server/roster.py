@@ -143,10 +143,14 @@ def check_models(roster: Roster, algorithm: Algorithm, tasks: Mapping[str, Serve
 
 def _wait_for_nodes(grid: Grid, count: int, deadline: float) -> list[int]:
     end = time.monotonic() + deadline
+    seen = -1
     while True:
         ids = sorted(grid.get_node_ids())
         if len(ids) >= count or time.monotonic() >= end:
             return ids
+        if len(ids) != seen:
+            seen = len(ids)
+            log.warning("%d of %d clients are here; waiting up to %g s for the others", seen, count, deadline)
         time.sleep(0.2)
 
 
