@@ -109,8 +109,11 @@ def fit(
 
 
 @torch.no_grad()  # not inference_mode: a model whose layout or precision changes in it could not be trained any more
-def predict(model: nn.Module, inputs: Tensor, *, training: Training, batch_size: int = 512) -> Tensor:
-    """Raw outputs in float32: (N, …, C). Leaves the model in evaluation mode."""
+def predict(model: nn.Module, inputs: Tensor, *, training: Training, batch_size: int = 128) -> Tensor:
+    """Raw outputs in float32: (N, …, C). Leaves the model in evaluation mode.
+
+    Batches of 128 stay in a core's cache: on a CPU small convolutional networks are up to twice as fast as with 512.
+    """
     inputs = _arranged(inputs, training)
     with _compute(model, training) as (run, _):
         model.eval()
