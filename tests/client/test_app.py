@@ -79,7 +79,7 @@ def test_a_client_works(small: Small, tmp_path: Path, kind: str, number: int) ->
     kept = {path.stem for path in (tmp_path / "store").rglob("*.safetensors")}
     # Flower's own state holds a pointer only: what is large is lost there.
     pointer = dict(own.state.config_records["student"])
-    assert kept == (set() if kind == ALONE else {f"student-{number:06d}-{pointer['digest']}"})
+    assert kept == (set() if kind == ALONE else {f"student-{number:06d}-{pointer['digest']!s}"})
     assert pointer == {"run": "run-1", "version": number, "digest": pointer["digest"]}
     assert bool(pointer["digest"]) == (kind != ALONE)
     assert set(own.state) == {"student"}
