@@ -161,8 +161,9 @@ def test_what_it_says_of_itself(name: str) -> None:
     assert method.paper == "" or "https://" in method.paper
     assert first_line(method)
     assert METHODS[name]() == METHODS[name]()
+    frozen: Any = method()
     with pytest.raises((FrozenInstanceError, AttributeError, TypeError)):
-        method().name = "another"
+        frozen.name = "another"
     assert is_dataclass(method)
 
 
