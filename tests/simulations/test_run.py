@@ -223,13 +223,18 @@ def start(scenario: Path, run: Path, *options: str, program: str = "", workers: 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_ctrl_c_says_how_to_go_on(tmp_path: Path, scenario_file: Path, workers: int) -> None:
     run = tmp_path / "run"
-    process = start(scenario_file, run, "--set", "rounds.count=2000", "--set", "alone=false", workers=workers)
-    end = time.monotonic() + 60
-    while len(RunFolder(run).records()) < 3 and time.monotonic() < end:
-        time.sleep(0.02)
-
-    os.killpg(process.pid, signal.SIGINT)
-    _, errors = process.communicate(timeout=30)
+    # What a shell starts in the background ignores Ctrl-C, and passes that on to its children: these tests, say.
+    heed = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    endless = ("--set", "rounds.count=2000", "--set", "alone=false")
+    with start(scenario_file, run, *endless, program=heed, workers=workers) as process:
+        try:
+            end = time.monotonic() + 60
+            while len(RunFolder(run).records()) < 3 and time.monotonic() < end:
+                time.sleep(0.02)
+            os.killpg(process.pid, signal.SIGINT)
+            _, errors = process.communicate(timeout=30)
+        finally:
+            process.kill()
 
     assert process.returncode == 130
     assert errors.strip() == f"interrupted; go on with: fedstill simulate --resume {run}"
