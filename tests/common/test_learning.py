@@ -15,7 +15,7 @@ from fedstill.common.learning import Training, fit, predict
 from fedstill.common.seeding import torch_rng, torch_seeded
 
 
-def network(seed: int = 0, *, dropout: float = 0.2) -> nn.Module:
+def network(seed: int = 0, *, dropout: float = 0.2) -> nn.Sequential:
     with torch_seeded(seed, "network"):
         return nn.Sequential(
             nn.Conv2d(1, 6, 3), nn.ReLU(), nn.Dropout(dropout), nn.Flatten(), nn.Linear(6 * 36, 3), nn.LayerNorm(3)
@@ -149,23 +149,21 @@ def test_a_model_that_predicted_can_still_be_trained(precision: Any) -> None:
 
 
 def test_bf16_follows_fp32() -> None:
-    inputs, _ = examples()
-    model, _ = trained(Training(precision="fp32"))
+    # Without the layer norm at the end: it divides by a spread of three numbers that bf16 rounds.
+    inputs, targets = examples()
+    model = network()[:-1]
+    fit(model, inputs, (targets,), cross_entropy, training=Training(precision="fp32"), epochs=5, seed=1)
     exact = predict(model, inputs, training=Training())
     rounded = predict(model, inputs, training=Training(precision="bf16"))
-    # A single output may be off by more: the layer norm divides by a spread that bf16 rounds.
-    assert (rounded - exact).abs().mean() < 0.02
-    assert torch.equal(rounded.argmax(-1), exact.argmax(-1))
+    torch.testing.assert_close(rounded, exact, rtol=0.01, atol=0.01)
 
 
 def test_channels_last_gives_the_same_numbers() -> None:
-    # Without dropout, which draws its mask in the order of memory; SGD, because Adam's first step is the sign of a
-    # gradient, whatever its size.
+    # Without dropout, which draws its mask in the order of memory.
     inputs, targets = examples()
     with_it, without = network(dropout=0.0), network(dropout=0.0)
     for model, channels_last in ((with_it, True), (without, False)):
-        training = Training(channels_last=channels_last, optimizer="sgd", learning_rate=2e-2)
-        fit(model, inputs, (targets,), cross_entropy, training=training, epochs=5, seed=1)
+        fit(model, inputs, (targets,), cross_entropy, training=Training(channels_last=channels_last), epochs=5, seed=1)
     for name, value in with_it.state_dict().items():
         torch.testing.assert_close(value, without.state_dict()[name], rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(

@@ -30,6 +30,9 @@ from fedstill.server import checkpoint
 from fedstill.server.record import to_line
 from fedstill.server.state import RunState
 
+RUNS = Path("runs")
+"""Where runs go unless another folder is named."""
+
 
 @dataclass(frozen=True, slots=True)
 class RunFolder:
@@ -163,8 +166,12 @@ def begin_folder(path: Path | None, scenario: Scenario, *, data_dir: Path | None
     """
     if path is not None and (path / "config.toml").is_file():
         return open_folder(path, scenario)
-    stamp = time.strftime("%Y%m%d-%H%M%S")
-    return new_folder(path or Path("runs") / f"{scenario.name}-{stamp}-{os.getpid()}", scenario, data_dir=data_dir)
+    return new_folder(path or fresh_path(scenario), scenario, data_dir=data_dir)
+
+
+def fresh_path(scenario: Scenario) -> Path:
+    """Where a run goes for which no folder is named: below runs/, by scenario, time and process."""
+    return RUNS / f"{scenario.name}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
 
 
 def open_folder(path: Path, scenario: Scenario | None = None) -> RunFolder:

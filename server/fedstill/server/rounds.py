@@ -309,7 +309,7 @@ def _collect(turn: Turn, cohort: Sequence[str], *, attempt: int) -> Collected:
             pulse = replace(pulse, answered=pulse.answered + 1)
             run.pulse(pulse)
     silent = set(cohort) - answers.keys() - {rejection.client for rejection in rejected}
-    rejected += [Rejection(name, Reason.NO_ANSWER, f"none within {limits.deadline:g} s") for name in silent]
+    rejected += [Rejection(name, Reason.NO_ANSWER, f"none within {limits.deadline:g} s") for name in sorted(silent)]
     for rejection in rejected:
         log.info(
             "%s %d: %s does not count: %s: %s",

@@ -19,9 +19,6 @@ if TYPE_CHECKING:
     from fedstill.common.scenario import Scenario
     from fedstill.server.folder import RunFolder
 
-RUNS = Path("runs")
-"""Where runs go unless another folder is named."""
-
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells have it."""
 
@@ -138,7 +135,7 @@ def _prepared(
 ) -> tuple[Scenario, RunFolder, Path | None]:
     from fedstill.common.scenario import parse
     from fedstill.common.sources import override, read_table
-    from fedstill.server.folder import new_folder, open_folder
+    from fedstill.server.folder import fresh_path, new_folder, open_folder
 
     wanted = None
     if name is not None or resume is None:
@@ -153,12 +150,8 @@ def _prepared(
         return folder.scenario(), folder, data_dir or (Path(stored) if stored else None)
     if wanted is None:
         raise ConfigError("no scenario", "expected a name or a file", "see 'fedstill list scenarios'")
-    if run_dir is None:
-        import time
-
-        run_dir = RUNS / f"{wanted.name}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
     data_dir = data_dir.resolve() if data_dir else None
-    return wanted, new_folder(run_dir, wanted, data_dir=data_dir), data_dir
+    return wanted, new_folder(run_dir or fresh_path(wanted), wanted, data_dir=data_dir), data_dir
 
 
 def _changes(words: list[str]) -> dict[str, Any]:
@@ -179,6 +172,8 @@ def find_run(named: Path) -> Path:
     Raises:
         RunFolderError: if there is none; the message names the nearest.
     """
+    from fedstill.server.folder import RUNS
+
     for path in (named, RUNS / named):
         if path.is_dir():
             return path
