@@ -15,7 +15,10 @@ from torch import Tensor, tensor
 
 from fedstill.common.errors import ConfigError, KnowledgeError, Reason, UnsupportedError
 from fedstill.common.losses import score_loss, soft_label_loss, weighted_mean
-from fedstill.common.outputs import KINDS, Categorical, MultiLabel, OutputKind, Regression, output_kind
+from fedstill.common.outputs import OUTPUTS, OutputKind, output_kind
+from fedstill.common.outputs.categorical import Categorical
+from fedstill.common.outputs.multi_label import MultiLabel
+from fedstill.common.outputs.regression import Regression
 
 LN2, LN3 = math.log(2), math.log(3)
 LN43 = math.log(4 / 3)
@@ -134,7 +137,7 @@ class TestChecks:
             kind.check(tensor([[value, 1 - value]]))
         assert caught.value.reason is Reason.RANGE
 
-    @pytest.mark.parametrize("kind", KINDS.values())
+    @pytest.mark.parametrize("kind", [output_kind(name) for name in OUTPUTS.names()])
     @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
     def test_non_finite_numbers(self, kind: OutputKind, value: float) -> None:
         with pytest.raises(KnowledgeError, match="expected finite") as caught:
@@ -149,7 +152,7 @@ class TestChecks:
         with pytest.raises(KnowledgeError, match=r"expected at most 1e\+06 \(standardise"):
             Regression().check(tensor([[1e30]]))
 
-    @pytest.mark.parametrize("kind", KINDS.values())
+    @pytest.mark.parametrize("kind", [output_kind(name) for name in OUTPUTS.names()])
     def test_nothing_is_fine(self, kind: OutputKind) -> None:
         kind.check(torch.zeros(0, 3))
 

@@ -169,8 +169,8 @@ def test_measures() -> None:
     logits = torch.tensor([[1.0, 0.0], [1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
     # Class 0: 2 hits, 1 false alarm: F1 = 4/5. Class 1: 1 hit, 1 miss: F1 = 2/3.
     measured = TabularTask().measure(logits, torch.tensor([0, 0, 1, 1]), ("a", "b"))
-    assert list(measured) == ["accuracy", "macro-f1"]
-    assert measured == {"accuracy": 0.75, "macro-f1": pytest.approx((4 / 5 + 2 / 3) / 2)}
+    assert list(measured) == ["accuracy", "macro-f1", "auc"]
+    assert measured == {"accuracy": 0.75, "macro-f1": pytest.approx((4 / 5 + 2 / 3) / 2), "auc": 0.75}
 
 
 def test_class_names_and_positions() -> None:
@@ -211,3 +211,40 @@ def test_real_heart_disease_of_four_hospitals(data_dir: Path) -> None:
     assert data.pool.targets.bincount().tolist() == [411, 509]
     assert math.isnan(float(data.pool.inputs.sum()))
     assert task.prepare(data.pool.inputs, data.pool.inputs[:100]).isfinite().all()
+
+
+def test_the_main_measure_and_the_area_under_the_curve() -> None:
+    task = TabularTask(measured="auc")
+    # Log-odds of class 1: −1, 1, 0, 2; three of the four pairs of a 0 and a 1 are in order.
+    logits = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 0.0], [-1.0, 1.0]])
+    measured = task.measure(logits, torch.tensor([0, 0, 1, 1]), ("a", "b"))
+    assert list(measured) == ["auc", "accuracy", "macro-f1"]
+    assert (measured["auc"], measured["accuracy"]) == (0.75, 0.5)
+
+
+def test_comments_and_ends_of_labels(tmp_path: Path) -> None:
+    options: dict[str, object] = {"header": False, "comment": "|", "label-end": "."}
+    data = load(tmp_path, "|1x3 Cross validator\n25, <=50K.\n38, >50K\n", **options).load(None)
+    assert data.classes == ("<=50K", ">50K")
+    assert data.pool.targets.tolist() == [0, 1]
+    assert data.pool.inputs.tolist() == [[25], [38]]
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="expected at least one row"):
+        load(tmp_path / "empty", "|only\n|this\n", **options).load(None)
+
+
+def test_real_adult(data_dir: Path) -> None:
+    task = TabularTask(
+        "adult/adult.data.gz",
+        test_source="adult/adult.test.gz",
+        header=False,
+        comment="|",
+        label_end=".",
+        ignore=(2,),
+    )
+    data = task.load(data_dir)
+    assert data.test is not None
+    assert data.classes == ("<=50K", ">50K")
+    assert data.pool.targets.bincount().tolist() == [24_720, 7_841]
+    assert data.test.targets.bincount().tolist() == [12_435, 3_846]
+    assert data.pool.inputs.shape == (32_561, 104)

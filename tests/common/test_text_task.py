@@ -3,6 +3,7 @@ from __future__ import annotations
 import gzip
 import json
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -119,6 +120,26 @@ def test_json_rows(tmp_path: Path, name: str) -> None:
     assert data.test is None
 
 
+def test_lines_with_a_label(tmp_path: Path) -> None:
+    (tmp_path / "Q.train.txt").write_bytes(
+        b"NUM:date When was it ?\n\nLOC:city  Where\x85 is P\xe9cs ?\r\nNUM:dist How far ?\n"
+    )
+    (tmp_path / "Q.test.txt").write_text("LOC Where ?\n")
+    (tmp_path / "SOURCE.txt").write_text("from nowhere")
+    data = tiny("Q.*.txt", encoding="latin-1").load(tmp_path)
+    assert data.classes == ("LOC", "NUM")
+    assert data.pool.targets.tolist() == [1, 0, 1]
+    assert data.pool.inputs.tolist() == [ids("when", "was", "it"), ids("where", "is", "pécs"), ids("how", "far", "?")]
+    assert data.test is not None
+    assert data.test.targets.tolist() == [0]
+    fine = tiny("Q.train.txt", encoding="latin-1", label="fine-label").load(tmp_path)
+    assert fine.classes == ("LOC:city", "NUM:date", "NUM:dist")
+    with pytest.raises(DataError, match=r"expected a file that ends in \.csv"):
+        tiny(str(tmp_path)).load(None)
+    # With a delimiter it is a table whose name ends so.
+    assert tiny("Q.test.txt", delimiter=" ", label=0).load(tmp_path).classes == ("LOC",)
+
+
 def test_test_share_where_there_is_no_test_part(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("".join(f"word{n} here,{n % 2}\n" for n in range(10)))
     data = tiny("a.csv", **{"test-share": 0.3}).load(tmp_path)
@@ -136,6 +157,8 @@ def test_test_share_where_there_is_no_test_part(tmp_path: Path) -> None:
         ("a.csv", b"text,label\nhi,\n", "expected no empty class name"),
         ("a.csv", b"f\xfcnf,0\n", "byte 1 is no utf-8"),
         ("a.csv.gz", gzip.compress(b"a text,0\n")[:-6], "cannot be unpacked"),
+        ("a.txt", b"NUM how far\nwhere\n", "line 2 'where': expected a label, a space and a text"),
+        ("a.txt", b"\n \n", "expected at least one row"),
         ("a.json", b"{", "is no JSON"),
         ("a.json", b"[" * 100_000, "is no JSON"),
         ("a.jsonl", b'["a", "b"]\n{', "is no JSON"),
@@ -206,3 +229,13 @@ def test_real_clinc150_by_domain(data_dir: Path) -> None:
     assert data.pool.targets.bincount().tolist() == [100] * 150
     assert data.test.targets.bincount().tolist() == [30] * 150
     assert {data.pool.groups.count(owner) for owner in set(data.pool.groups)} == {1500}
+
+
+def test_real_trec(data_dir: Path) -> None:
+    task = TextTask("trec/TREC.*.txt", encoding="latin-1", length=32)
+    data = task.load(data_dir)
+    assert data.test is not None
+    assert data.classes == ("ABBR", "DESC", "ENTY", "HUM", "LOC", "NUM")
+    assert data.pool.targets.bincount().tolist() == [86, 1162, 1250, 1223, 835, 896]
+    assert len(data.test) == 500
+    assert len(replace(task, label="fine-label", test_parts=()).load(data_dir).classes) == 50

@@ -18,7 +18,7 @@ from fedstill.common.knowledge import Contribution, Knowledge, SoftLabels
 from fedstill.common.labels import Classes
 from fedstill.common.messages import Answer, Method, Order, TaskAnswer, TaskOrder
 from fedstill.common.models import build_model
-from fedstill.common.outputs import KINDS
+from fedstill.common.outputs import OUTPUTS
 from fedstill.common.registry import ALGORITHMS, CODECS, first_line
 from fedstill.common.scenario import Scenario
 from fedstill.common.seeding import derive
@@ -73,12 +73,12 @@ def drive(
     specs = {number: data.spec.over(classes.get(number, data.spec.classes)) for number in range(clients)}
     for number, known in classes.items():
         private[number] = _only(private[number], data.spec.classes, known)
-    models = {number: build_model(MODEL, specs[number], seed=derive(seed, "student", number)) for number in specs}
+    models = {number: build_model(data.model, specs[number], seed=derive(seed, "student", number)) for number in specs}
     infos = tuple(
-        ClientInfo(f"client-{number}", MODEL, 1, len(private[number]), specs[number].classes) for number in specs
+        ClientInfo(f"client-{number}", data.model, 1, len(private[number]), specs[number].classes) for number in specs
     )
     common: dict[str, Any] = {
-        "model_name": MODEL,
+        "model_name": data.model,
         "proxy": proxy,
         "samples": np.arange(24),
         "training": data.training,
@@ -86,7 +86,7 @@ def drive(
     }
     server = Server(
         spec=data.spec,
-        model=build_model(MODEL, data.spec, seed=derive(seed, "server")),
+        model=build_model(data.model, data.spec, seed=derive(seed, "server")),
         seed=derive(seed, 0),
         round=0,
         clients=infos,
@@ -156,7 +156,7 @@ def test_what_it_says_of_itself(name: str) -> None:
     assert method.name == name
     assert method.exchange in ("soft-labels", "parameters", "nothing", "data")
     assert method.outputs
-    assert method.outputs <= EVERY_OUTPUT == KINDS.keys()
+    assert method.outputs <= EVERY_OUTPUT == set(OUTPUTS.names())
     assert isinstance(method.homogeneous, bool)
     assert method.paper == "" or "https://" in method.paper
     assert first_line(method)
@@ -181,7 +181,7 @@ def test_something_is_learnt(name: str, output: str, synthetic: Any) -> None:
     data = synthetic(output)
     who = "server" if METHODS[name].exchange == "data" else "client-0"
     seen = data.examples(18, "client-0")
-    model = build_model(MODEL, data.spec, seed=0)
+    model = build_model(data.model, data.spec, seed=0)
 
     def loss() -> float:
         with torch.no_grad():
@@ -239,8 +239,8 @@ def test_the_order_of_answers_counts_little(name: str, output: str, synthetic: A
     def merged(contributions: list[Contribution]) -> Knowledge | None:
         server = Server(
             spec=data.spec,
-            model_name=MODEL,
-            model=build_model(MODEL, data.spec, seed=5),
+            model_name=data.model,
+            model=build_model(data.model, data.spec, seed=5),
             proxy=data.proxy,
             samples=np.arange(24),
             training=data.training,
@@ -275,12 +275,12 @@ def test_classes_that_some_clients_lack(name: str, output: str, synthetic: Any) 
 @pytest.mark.parametrize(("name", "output"), EXCHANGING)
 def test_a_diverged_model_does_not_speak(name: str, output: str, synthetic: Any) -> None:
     data = synthetic(output)
-    model = build_model(MODEL, data.spec, seed=0)
+    model = build_model(data.model, data.spec, seed=0)
     for value in model.state_dict().values():
         value.fill_(float("nan"))
     side = Client(
         spec=data.spec,
-        model_name=MODEL,
+        model_name=data.model,
         model=model,
         proxy=data.proxy,
         samples=np.arange(24),

@@ -16,7 +16,7 @@ from fedstill.common.errors import KnowledgeError
 from fedstill.common.knowledge import SoftLabels
 from fedstill.common.registry import CODECS, first_line
 
-LOSS = {"raw": (0.0, 0.0), "fp16": (2.0**-11, 2.0**-25)}
+LOSS = {"raw": (0.0, 0.0), "fp16": (2.0**-11, 2.0**-25), "topk": (0.0, 0.0)}
 """Largest relative and absolute error. A new codec without an entry has to be within those of soft labels."""
 
 SHAPES = arrays.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=5)

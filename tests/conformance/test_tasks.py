@@ -11,7 +11,7 @@ import torch
 
 from fedstill.common.errors import DataError
 from fedstill.common.models import model_names
-from fedstill.common.outputs import KINDS
+from fedstill.common.outputs import OUTPUTS
 from fedstill.common.registry import TASKS, first_line
 from fedstill.common.task import Task, TaskData
 
@@ -39,7 +39,7 @@ def data(task: Task, tmp_path: Path) -> TaskData:
 
 def test_what_it_says_of_itself(task: Task) -> None:
     assert KINDS_OF_TASK[task.name] is type(task)
-    assert task.output in KINDS
+    assert task.output in OUTPUTS.names()
     assert model_names(task.modality)
     assert first_line(task)
     assert hash(task) == hash(type(task)(**OPTIONS.get(task.name, {})))  # splits are kept by it

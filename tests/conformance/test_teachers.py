@@ -11,16 +11,14 @@ import torch
 
 from fedstill.common.knowledge import SoftLabels
 from fedstill.common.models import build_model
-from fedstill.common.outputs import KINDS
+from fedstill.common.outputs import OUTPUTS
 from fedstill.common.registry import first_line
 from fedstill.common.sides import Server
 from fedstill.server.teacher import TEACHERS, Teacher
 from fedstill.server.teacher.pretrained import save_weights
 
-MODEL = "mlp-small"
 
-
-@pytest.fixture(params=KINDS)
+@pytest.fixture(params=OUTPUTS.names())
 def data(request: pytest.FixtureRequest, synthetic: Any) -> Any:
     return synthetic(request.param)
 
@@ -30,7 +28,7 @@ def teacher(request: pytest.FixtureRequest, data: Any, tmp_path: Path) -> Teache
     options = {}
     if request.param == "pretrained":
         options = {"path": str(tmp_path / "weights.safetensors")}
-        save_weights(build_model(MODEL, data.spec, seed=8), tmp_path / "weights.safetensors")
+        save_weights(build_model(data.model, data.spec, seed=8), tmp_path / "weights.safetensors")
     made: Teacher = TEACHERS.get(request.param)(**options)
     return made
 
@@ -38,8 +36,8 @@ def teacher(request: pytest.FixtureRequest, data: Any, tmp_path: Path) -> Teache
 def server(data: Any, *, seed: int = 1) -> Server:
     return Server(
         spec=data.spec,
-        model_name=MODEL,
-        model=build_model(MODEL, data.spec, seed=1),
+        model_name=data.model,
+        model=build_model(data.model, data.spec, seed=1),
         proxy=data.proxy,
         samples=np.arange(24),
         training=data.training,
@@ -50,9 +48,12 @@ def server(data: Any, *, seed: int = 1) -> Server:
 
 def consensus(data: Any, *, samples: int = 24) -> SoftLabels:
     inputs = data.proxy.inputs[:samples]
-    logits = inputs[:, : len(data.spec.classes)] * 3
-    values = data.spec.kind.soften(logits, 2.0).numpy()
+    values = data.spec.kind.blank(data.spec.kind.soften(data.logits(inputs), 2.0), inputs).numpy()
     return SoftLabels(data.spec.output, data.spec.classes, np.arange(samples), values, 2.0)
+
+
+def learn(teacher: Teacher, side: Server, labels: SoftLabels) -> SoftLabels:
+    return teacher.learn({"synthetic": side}, {"synthetic": labels})["synthetic"]
 
 
 def test_what_it_says_of_itself(teacher: Teacher) -> None:
@@ -63,9 +64,9 @@ def test_what_it_says_of_itself(teacher: Teacher) -> None:
 
 def test_what_it_teaches_is_of_the_same_kind(teacher: Teacher, data: Any) -> None:
     side = server(data)
-    first = teacher.start(side)
+    first = teacher.start({"synthetic": side}).get("synthetic")
 
-    taught = teacher.learn(side, consensus(data))
+    taught = learn(teacher, side, consensus(data))
 
     assert first is None or isinstance(first, SoftLabels)
     for told in (taught, first):
@@ -78,12 +79,12 @@ def test_what_it_teaches_is_of_the_same_kind(teacher: Teacher, data: Any) -> Non
 
 def test_it_comes_nearer_to_the_consensus(teacher: Teacher, data: Any) -> None:
     side, goal = server(data), consensus(data)
-    teacher.start(side)
+    teacher.start({"synthetic": side})
     before = side.soft_labels(temperature=2.0)
 
     for step in range(12):
         side.seed = step
-        taught = teacher.learn(side, goal)
+        taught = learn(teacher, side, goal)
 
     distance, untaught = (float(np.square(labels.values - goal.values).mean()) for labels in (taught, before))
     assert distance < 0.3 * untaught
@@ -93,8 +94,8 @@ def test_only_a_teacher_with_a_model_changes_it(teacher: Teacher, data: Any) -> 
     side = server(data)
     before = {name: value.clone() for name, value in side.model.state_dict().items()}
 
-    teacher.start(side)
-    teacher.learn(side, consensus(data))
+    teacher.start({"synthetic": side})
+    learn(teacher, side, consensus(data))
 
     changed = any(not torch.equal(value, before[name]) for name, value in side.model.state_dict().items())
     assert changed == teacher.has_model
@@ -103,7 +104,7 @@ def test_only_a_teacher_with_a_model_changes_it(teacher: Teacher, data: Any) -> 
 def test_the_same_seed_teaches_the_same(teacher: Teacher, data: Any) -> None:
     def taught() -> SoftLabels:
         side = server(data)
-        teacher.start(side)
-        return teacher.learn(side, consensus(data, samples=10))
+        teacher.start({"synthetic": side})
+        return learn(teacher, side, consensus(data, samples=10))
 
     np.testing.assert_array_equal(taught().values, taught().values)

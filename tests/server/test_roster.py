@@ -87,6 +87,7 @@ REFUSED: dict[str, tuple[Spoil, str]] = {
     "another proxy set": (_task(proxy_digest="0" * 64), "proxy set 000000000000: expected"),
     "another output": (_task(output="regression"), "output kind regression: expected categorical"),
     "another modality": (_task(modality="text"), "modality text: expected tabular"),
+    "another tokenizer": (_task(tokenizer="0" * 64), "tokenizer 000000000000: expected"),
     "another shape": (_task(input_shape=[12]), r"input shape \(12,\): expected \(13,\)"),
     "unknown classes": (_task(classes=["class_0", "beer"]), r"unknown classes \('beer',\)"),
     "a missing part": (_task(parameters="many"), "'parameters' = 'many': expected a whole number"),

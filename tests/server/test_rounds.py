@@ -680,7 +680,7 @@ def test_fedavg_averages_by_examples_and_the_server_measures_the_average(play_sm
         np.testing.assert_allclose(array.astype(float), expected, rtol=1e-6, atol=1e-7)
         assert np.array_equal(array, state.model[name].numpy())
     server = played.records[2]["tasks"]["wine"]["server"]
-    assert set(server) == {"accuracy", "macro-f1", "class-accuracy"}
+    assert set(server) == {"accuracy", "macro-f1", "auc", "class-accuracy"}
 
 
 def _untrained(played: Any) -> float:

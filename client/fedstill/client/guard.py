@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from fedstill.client.holdings import Holdings
 from fedstill.common.errors import MismatchError, Reason, UnsupportedError
-from fedstill.common.knowledge import Knowledge
+from fedstill.common.knowledge import KNOWLEDGE, Knowledge
 from fedstill.common.messages import Order
 
 
@@ -15,10 +15,10 @@ class Guard:
     """The client's own policy; no message of the server changes it.
 
     Attributes:
-        knowledge: kinds of knowledge that may leave.
+        knowledge: kinds of knowledge that may leave: all, if nobody says less.
     """
 
-    knowledge: frozenset[str] = frozenset({"soft-labels", "parameters"})
+    knowledge: frozenset[str] = frozenset(KNOWLEDGE)
 
     def check_order(self, order: Order, holdings: Holdings) -> None:
         """Refuse an order about another proxy set than this client's own copy.

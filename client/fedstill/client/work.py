@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
+from fedstill.client.adaptive import Adaptive, Score, blend, held_out_score
 from fedstill.client.guard import Guard
 from fedstill.client.holdings import Holding, Holdings
 from fedstill.client.store import Store
 from fedstill.common import __version__
 from fedstill.common.algorithm import Algorithm
+from fedstill.common.knowledge import Knowledge
 from fedstill.common.learning import predict
 from fedstill.common.messages import Answer, Description, Metrics, Order, TaskAnswer, TaskDescription
 from fedstill.common.metrics import class_accuracy
@@ -55,6 +58,8 @@ class Worker:
                 parameters=parameter_count(model),
                 examples=len(holding.data.private),
                 proxy_digest=holding.proxy.digest,
+                positions=holding.spec.positions,
+                tokenizer=holding.spec.tokenizer,
             )
         return Description(self.holdings.name, __version__, tasks)
 
@@ -63,12 +68,19 @@ class Worker:
 
         Exactly what the method "local" would do over the run: a new optimiser a round, the same seeds.
         """
-        answers = {}
+        answers, kept = {}, {}
         for name, side in self._sides(order, {}).items():
+            curve = []
             for number in range(1, order.rounds + 1):
                 side.round, side.seed = number, self._seed(order, name, number)
                 side.train()
+                if side.training.adaptive:
+                    curve.append(self._score(name, side))
             answers[name] = self._answer(name, side, metrics=self._measure(name, side, "alone"))
+            if side.training.adaptive:
+                kept[name] = Adaptive(torch.tensor(curve, dtype=torch.float64), side.model.state_dict())
+        if kept:
+            self.store.save(0, _adaptive_tensors(kept), base=0)
         return self._reply(order, 0, answers)
 
     def round(self, order: Order) -> Answer:
@@ -76,17 +88,21 @@ class Worker:
         method = self._method(order)
         found, saved = self.store.load(order.version)
         sides = self._sides(order, saved)
+        adaptive = _adaptive(sides, saved)
         answers = {}
         for name, side in sides.items():
             metrics: Metrics = {}
             received = order.tasks[name].knowledge
             if received is not None:
-                method.absorb(side, received)
+                self._absorb(method, side, received, adaptive.get(name))
                 metrics |= self._measure(name, side, "distilled")
             knowledge = self.guard.release(method.local(side))
             metrics |= self._measure(name, side, "trained")
+            if name in adaptive:
+                adaptive[name] = adaptive[name].heard(order.round, self._score(name, side))
+                metrics["trained.teacher-weight"] = adaptive[name].weight
             answers[name] = replace(self._answer(name, side, metrics=metrics), knowledge=knowledge)
-        self._save(order, sides)
+        self._save(order, sides, adaptive)
         return self._reply(order, found, answers)
 
     def finish(self, order: Order) -> Answer:
@@ -94,15 +110,40 @@ class Worker:
         method = self._method(order)
         found, saved = self.store.load(order.version)
         sides = self._sides(order, saved)
+        adaptive = _adaptive(sides, saved)
+        answers = {}
         for name, side in sides.items():
             received = order.tasks[name].knowledge
             if received is not None:
-                method.absorb(side, received)
-        self._save(order, sides)
-        answers = {
-            name: self._answer(name, side, metrics=self._measure(name, side, "final")) for name, side in sides.items()
-        }
+                self._absorb(method, side, received, adaptive.get(name))
+            alone = name in adaptive and self._keep_better(name, side, adaptive[name])
+            metrics = self._measure(name, side, "final")
+            if name in adaptive:
+                metrics["final.kept-alone"] = float(alone)
+            answers[name] = self._answer(name, side, metrics=metrics)
+        self._save(order, sides, adaptive)
         return self._reply(order, found, answers)
+
+    def _absorb(self, method: Algorithm, side: Client, received: Knowledge, adaptive: Adaptive | None) -> None:
+        if adaptive is None:
+            method.absorb(side, received)
+            return
+        before = {key: value.clone() for key, value in side.model.state_dict().items()}
+        method.absorb(side, received)
+        blend(side.model, before, adaptive.weight)
+
+    def _keep_better(self, name: str, side: Client, adaptive: Adaptive) -> bool:
+        """Take the student that was trained alone if it is better on the client's held-out examples."""
+        distilled = {key: value.clone() for key, value in side.model.state_dict().items()}
+        score = self._score(name, side)
+        side.model.load_state_dict(dict(adaptive.alone))
+        if self._score(name, side) > score:
+            return True
+        side.model.load_state_dict(distilled)
+        return False
+
+    def _score(self, name: str, side: Client) -> Score:
+        return held_out_score(self.holdings.tasks[name], side.model, side.spec.classes, side.training)
 
     def _method(self, order: Order) -> Algorithm:
         known = self.algorithms.get(order.method.algorithm)
@@ -141,12 +182,12 @@ class Worker:
             private=holding.data.private,
         )
 
-    def _save(self, order: Order, sides: Mapping[str, Client]) -> None:
+    def _save(self, order: Order, sides: Mapping[str, Client], adaptive: Mapping[str, Adaptive]) -> None:
         tensors: dict[str, Tensor] = {}
         for name, side in sides.items():
             tensors |= {f"{name}.{_MODEL}{key}": value for key, value in side.model.state_dict().items()}
             tensors |= {f"{name}.{_MEMORY}{key}": value for key, value in side.memory.items()}
-        self.store.save(order.round, tensors, base=order.version)
+        self.store.save(order.round, tensors | _adaptive_tensors(adaptive), base=order.version)
 
     def _measure(self, name: str, side: Client, when: str) -> Metrics:
         """Measures on the common test samples, or on the client's own ones; its own always as "own"."""
@@ -168,6 +209,20 @@ class Worker:
 
     def _reply(self, order: Order, version: int, tasks: Mapping[str, TaskAnswer]) -> Answer:
         return Answer(self.holdings.name, order.run, order.round, order.attempt, version, tasks)
+
+
+def _adaptive(sides: Mapping[str, Client], saved: Mapping[str, Tensor]) -> dict[str, Adaptive]:
+    """What each task's student was alone; nothing if that is not asked for, or the client has lost it."""
+    found = {
+        name: Adaptive.from_tensors(_under(saved, f"{name}."))
+        for name, side in sides.items()
+        if side.training.adaptive and len(side.private)
+    }
+    return {name: one for name, one in found.items() if one is not None}
+
+
+def _adaptive_tensors(adaptive: Mapping[str, Adaptive]) -> dict[str, Tensor]:
+    return {f"{name}.{key}": value for name, one in adaptive.items() for key, value in one.tensors().items()}
 
 
 def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -15,9 +15,10 @@ from collections.abc import Sequence
 from typing import ClassVar, Protocol
 
 from fedstill.common.knowledge import Contribution, Form, Knowledge
+from fedstill.common.outputs import OUTPUTS
 from fedstill.common.sides import Client, Server
 
-EVERY_OUTPUT = frozenset({"categorical", "multi-label", "regression"})
+EVERY_OUTPUT = frozenset(OUTPUTS.names())
 
 
 class Algorithm(Protocol):

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from fedstill.common.errors import KnowledgeError
-from fedstill.common.knowledge import Form, Parameters, SoftLabels
+from fedstill.common.knowledge import Parameters, SoftLabels
 from fedstill.common.labels import Classes, ordered, positions
 from fedstill.common.outputs import output_kind
 
@@ -37,21 +37,22 @@ def mean_soft_labels(
     """
     first = _same(opinions)
     shares = _shares([1.0] * len(opinions) if weights is None else weights, len(opinions))
+    kind = output_kind(first.output)
     classes = ordered({name for opinion in opinions for name in opinion.classes}, space)
     if all(other.classes == classes and np.array_equal(other.samples, first.samples) for other in opinions):
         samples = first.samples
-        total = np.zeros(first.values.shape)
-        for opinion, share in zip(opinions, shares, strict=True):
-            total += share * opinion.values.astype(np.float64)
-        mean = total / np.sum(shares)
+        mean = kind.combine([opinion.values for opinion in opinions], shares)
     else:
         samples = np.unique(np.concatenate([opinion.samples for opinion in opinions]))
-        mean = _aligned_mean(opinions, shares, samples, classes)
+        if kind.selects:
+            mean = kind.combine([_spread(opinion, samples, classes) for opinion in opinions], shares)
+        else:
+            mean = _aligned_mean(opinions, shares, samples, classes)
     return SoftLabels(
         output=first.output,
         classes=classes,
         samples=samples,
-        values=_normalised(mean, first.output, first.form).astype(np.float32),
+        values=(kind.normalise(mean) if first.form == "probabilities" else mean).astype(np.float32),
         temperature=first.temperature,
         form=first.form,
     )
@@ -139,17 +140,17 @@ def _aligned_mean(
     return np.divide(total, weight, out=np.zeros_like(total), where=weight > 0)
 
 
+def _spread(opinion: SoftLabels, samples: NDArray[np.int64], classes: Classes) -> NDArray[np.float32]:
+    """An opinion over all samples and classes; zeros where it has none."""
+    full = np.zeros((len(samples), *opinion.values.shape[1:-1], len(classes)), dtype=np.float32)
+    rows = np.searchsorted(samples, opinion.samples)
+    full[rows[:, None], ..., positions(opinion.classes, classes)] = np.moveaxis(opinion.values, -1, 1)
+    return full
+
+
 def _add(
     into: NDArray[np.float64], where: tuple[NDArray[np.int64] | EllipsisType, ...], values: NDArray[np.float64]
 ) -> None:
     # Rows and columns are unique within one opinion, so that += touches every cell once. NumPy puts the two advanced
     # indices first: values have their class axis moved to 1.
     into[where] += values
-
-
-def _normalised(mean: NDArray[np.float64], output: str, form: Form) -> NDArray[np.float64]:
-    if form != "probabilities" or output != "categorical":
-        return mean
-    total: NDArray[np.float64] = mean.sum(-1, keepdims=True)
-    even = np.full_like(mean, 1 / mean.shape[-1])
-    return np.divide(mean, total, out=even, where=total > 0)

@@ -1,14 +1,16 @@
 """Knowledge: what the sides tell each other about a task, as frozen values that refuse to be malformed.
 
-`SoftLabels` are predictions on proxy samples, `Parameters` the weights of a model. Each turns into a header of plain
-values and a mapping of arrays, and back: that is all that the wire and the checkpoints know of it.
+`SoftLabels` are predictions on proxy samples, `Parameters` the weights of a model. `Relations` and `Features` say how
+proxy samples lie to each other and nothing of classes: tasks whose label spaces do not meet can exchange them. Each
+turns into a header of plain values and a mapping of arrays, and back: that is all that the wire and the checkpoints
+know of it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal, get_args
+from typing import ClassVar, Literal, cast, get_args
 
 import numpy as np
 import torch
@@ -28,6 +30,15 @@ LARGEST_LOGIT = 1e4
 
 LARGEST_PARAMETER = 1e6
 """A weight above this comes from a diverged model."""
+
+LARGEST_FEATURE = 1e4
+"""A feature above this comes from a diverged model; it also fits into half precision."""
+
+WIDEST_FEATURES = 4096
+"""Features of one sample."""
+
+MOST_RELATED = 4096
+"""Proxy samples in one matrix of relations, whose size is their square: 64 MiB."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -57,19 +68,7 @@ class SoftLabels:
             raise KnowledgeError(
                 f"classes {list(self.classes)[:10]}", "expected at least one, each once", reason=Reason.CLASSES
             )
-        if self.samples.ndim != 1 or self.samples.dtype != np.int64:
-            raise KnowledgeError(
-                f"sample ids of shape {self.samples.shape} and type {self.samples.dtype}",
-                "expected (N,) int64",
-                reason=Reason.SAMPLES,
-            )
-        rising = bool((np.diff(self.samples) > 0).all())  # as nearly always; spares the sorting
-        if not rising and len(np.unique(self.samples)) != len(self.samples):
-            raise KnowledgeError("sample ids that repeat", "expected every proxy sample once", reason=Reason.SAMPLES)
-        if self.samples.min(initial=0) < 0:
-            raise KnowledgeError(f"sample id {self.samples.min()}", "expected ids >= 0", reason=Reason.SAMPLES)
-        if self.values.dtype != np.float32:
-            raise KnowledgeError(f"values of type {self.values.dtype}", "expected float32", reason=Reason.TYPE)
+        _check_samples(self.samples, self.values)
         wanted = (len(self.samples), len(self.classes))
         if self.values.ndim < 2 or (self.values.shape[0], self.values.shape[-1]) != wanted:
             raise KnowledgeError(
@@ -81,14 +80,8 @@ class SoftLabels:
             raise KnowledgeError(f"form '{self.form}'", f"expected {' or '.join(get_args(Form))}")
         if self.form == "probabilities":
             output_kind(self.output).check(torch.from_numpy(self.values))
-        elif not np.isfinite(self.values).all():
-            raise KnowledgeError("non-finite predictions", "expected finite numbers", reason=Reason.NOT_FINITE)
-        elif self.values.size and np.abs(self.values).max() > LARGEST_LOGIT:
-            raise KnowledgeError(
-                f"a logit of {np.abs(self.values).max():.3g}",
-                f"expected at most {LARGEST_LOGIT:g}",
-                reason=Reason.RANGE,
-            )
+        else:
+            _check_size("logit", self.values, LARGEST_LOGIT)
 
     def header(self) -> Header:
         """Everything but the arrays."""
@@ -114,17 +107,115 @@ class SoftLabels:
         form = header.get("form")
         if not isinstance(classes, list) or form not in get_args(Form):
             raise KnowledgeError(f"header {sorted(header)}", "expected output, classes, temperature and form")
-        for name in ("samples", "values"):
-            if name not in arrays:
-                raise KnowledgeError(f"arrays {sorted(arrays)}", f"expected '{name}' among them")
+        samples, values = _samples_and_values(arrays)
         return cls(
             output=str(header.get("output")),
             classes=tuple(classes),
-            samples=np.asarray(arrays["samples"]),
-            values=np.asarray(arrays["values"]),
+            samples=samples,
+            values=values,
             temperature=_number(header.get("temperature")),
             form="logits" if form == "logits" else "probabilities",
         )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Relations:
+    """How far proxy samples lie apart in a model's features, whatever these are.
+
+    Park et al. 2019 (https://arxiv.org/abs/1904.05068), the distances ψ_D of equation 4.
+
+    Attributes:
+        samples: (N,) int64 ids of proxy samples, each once.
+        values: (N, N) float32 >= 0, symmetric: distances over their mean, which is 1 over the pairs of two samples; all
+            0 for a model that tells no sample from another.
+    """
+
+    kind: ClassVar[str] = "relations"
+
+    samples: NDArray[np.int64]
+    values: NDArray[np.float32]
+
+    def __post_init__(self) -> None:
+        _check_samples(self.samples, self.values)
+        count = len(self.samples)
+        if self.values.shape != (count, count) or count > MOST_RELATED:
+            raise KnowledgeError(
+                f"relations of shape {self.values.shape} between {count} samples",
+                f"expected (N, N) for at most {MOST_RELATED}",
+                "lower proxy.per-round",
+                reason=Reason.SHAPE,
+            )
+        # A triangle with one long side has two: no distance is above N / 2 where their mean is 1.
+        _check_size("relation", self.values, max(count, 1))
+        if (self.values < 0).any() or self.values.diagonal().any() or not np.array_equal(self.values, self.values.T):
+            raise KnowledgeError(
+                "relations that are no distances",
+                "expected a symmetric matrix of numbers >= 0, with 0 on the diagonal",
+                reason=Reason.RANGE,
+            )
+        mean = self.values.sum(dtype=np.float64) / max(count * (count - 1), 1)
+        if self.values.any() and abs(mean - 1) > 0.01:
+            raise KnowledgeError(f"relations with a mean of {mean:.3g}", "expected 1", reason=Reason.RANGE)
+
+    def header(self) -> Header:
+        """Everything but the arrays: nothing."""
+        return {}
+
+    def arrays(self) -> Arrays:
+        """The arrays by name."""
+        return {"samples": self.samples, "values": self.values}
+
+    @classmethod
+    def from_parts(cls, header: Header, arrays: Arrays) -> Relations:
+        """The inverse of `header` and `arrays`.
+
+        Raises:
+            KnowledgeError: if a part is missing or malformed.
+        """
+        return cls(*_samples_and_values(arrays))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Features:
+    """A model's features of proxy samples, or those of a space that several models share.
+
+    Attributes:
+        samples: (N,) int64 ids of proxy samples, each once.
+        values: (N, D) float32.
+    """
+
+    kind: ClassVar[str] = "features"
+
+    samples: NDArray[np.int64]
+    values: NDArray[np.float32]
+
+    def __post_init__(self) -> None:
+        _check_samples(self.samples, self.values)
+        shape = self.values.shape
+        if len(shape) != 2 or shape[0] != len(self.samples) or not 1 <= shape[1] <= WIDEST_FEATURES:
+            raise KnowledgeError(
+                f"features of shape {shape}",
+                f"expected ({len(self.samples)}, D) with D from 1 to {WIDEST_FEATURES}",
+                reason=Reason.SHAPE,
+            )
+        _check_size("feature", self.values, LARGEST_FEATURE)
+
+    def header(self) -> Header:
+        """Everything but the arrays: nothing."""
+        return {}
+
+    def arrays(self) -> Arrays:
+        """The arrays by name."""
+        return {"samples": self.samples, "values": self.values}
+
+    @classmethod
+    def from_parts(cls, header: Header, arrays: Arrays) -> Features:
+        """The inverse of `header` and `arrays`.
+
+        Raises:
+            KnowledgeError: if a part is missing or malformed.
+        """
+        return cls(*_samples_and_values(arrays))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -181,11 +272,20 @@ class Parameters:
         return cls(model=str(header.get("model")), weights=dict(arrays))
 
 
-Knowledge = SoftLabels | Parameters
+AboutSamples = SoftLabels | Relations | Features
+"""Knowledge whose row i is about proxy sample `samples[i]`."""
+
+Knowledge = AboutSamples | Parameters
 """What one side tells the other about one task."""
 
-KNOWLEDGE: dict[str, type[SoftLabels] | type[Parameters]] = {kind.kind: kind for kind in (SoftLabels, Parameters)}
+KNOWLEDGE: dict[str, type[Knowledge]] = {kind.kind: kind for kind in (SoftLabels, Relations, Features, Parameters)}
 """Every kind of knowledge by name."""
+
+ABOUT_SAMPLES = frozenset(kind.kind for kind in (SoftLabels, Relations, Features))
+"""The kinds whose row i is about proxy sample i."""
+
+LABEL_FREE = frozenset({Relations.kind, Features.kind})
+"""The kinds that say something of samples and nothing of classes."""
 
 
 def knowledge_from_parts(kind: str, header: Header, arrays: Arrays) -> Knowledge:
@@ -212,6 +312,38 @@ class Contribution:
     client: str
     examples: int
     knowledge: Knowledge
+
+
+def _check_samples(samples: NDArray[np.int64], values: NDArray[np.float32]) -> None:
+    if samples.ndim != 1 or samples.dtype != np.int64:
+        raise KnowledgeError(
+            f"sample ids of shape {samples.shape} and type {samples.dtype}",
+            "expected (N,) int64",
+            reason=Reason.SAMPLES,
+        )
+    rising = bool((np.diff(samples) > 0).all())  # as nearly always; spares the sorting
+    if not rising and len(np.unique(samples)) != len(samples):
+        raise KnowledgeError("sample ids that repeat", "expected every proxy sample once", reason=Reason.SAMPLES)
+    if samples.min(initial=0) < 0:
+        raise KnowledgeError(f"sample id {samples.min()}", "expected ids >= 0", reason=Reason.SAMPLES)
+    if values.dtype != np.float32:
+        raise KnowledgeError(f"values of type {values.dtype}", "expected float32", reason=Reason.TYPE)
+
+
+def _check_size(what: str, values: NDArray[np.float32], largest: float) -> None:
+    if not np.isfinite(values).all():
+        raise KnowledgeError(f"a non-finite {what}", "expected finite numbers", reason=Reason.NOT_FINITE)
+    found = np.abs(values).max(initial=0)
+    if found > largest:
+        raise KnowledgeError(f"a {what} of {found:.3g}", f"expected at most {largest:g}", reason=Reason.RANGE)
+
+
+def _samples_and_values(arrays: Arrays) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    for name in ("samples", "values"):
+        if name not in arrays:
+            raise KnowledgeError(f"arrays {sorted(arrays)}", f"expected '{name}' among them")
+    # The constructor compares the types, which nobody has seen yet.
+    return cast("NDArray[np.int64]", arrays["samples"]), cast("NDArray[np.float32]", arrays["values"])
 
 
 def _number(value: object) -> float:

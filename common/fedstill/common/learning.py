@@ -20,6 +20,12 @@ from fedstill.common.seeding import torch_rng, torch_seeded
 Loss = Callable[..., Tensor]
 """(logits, *targets of the batch) → scalar."""
 
+Run = Callable[[Tensor], Tensor]
+"""inputs (N, …) → raw outputs (N, …, C)."""
+
+Regulariser = Callable[[Run, Tensor], Tensor]
+"""(model, inputs of the batch) → scalar that is added to the loss."""
+
 
 @dataclass(frozen=True, slots=True)
 class Training:
@@ -33,6 +39,9 @@ class Training:
         weight_decay: L2 penalty.
         precision: "fp32", or "bf16" (weights, activations and gradients; the optimiser's weights stay fp32).
         channels_last: memory layout of images.
+        consistency: weight of the divergence between the answers to two random views of a batch; 0 for none.
+        mirror: a view of an image may be mirrored; not for digits or letters.
+        adaptive: clients weigh the shared knowledge by what it does to their own held-out examples.
     """
 
     epochs: int = 2
@@ -42,11 +51,14 @@ class Training:
     weight_decay: float = 0.0
     precision: Literal["fp32", "bf16"] = "fp32"
     channels_last: bool = True
+    consistency: float = 0.0
+    mirror: bool = False
+    adaptive: bool = False
 
     def __post_init__(self) -> None:
         check.at_least(1, training_epochs=self.epochs, training_batch_size=self.batch_size)
         check.positive(training_learning_rate=self.learning_rate)
-        check.at_least(0, training_weight_decay=self.weight_decay)
+        check.at_least(0, training_weight_decay=self.weight_decay, training_consistency=self.consistency)
         check.one_of(("adam", "sgd"), training_optimizer=self.optimizer)
         check.one_of(("fp32", "bf16"), training_precision=self.precision)
 
@@ -74,6 +86,7 @@ def fit(
     training: Training,
     epochs: int,
     seed: int,
+    regulariser: Regulariser | None = None,
 ) -> float:
     """Train a model in place with a fresh optimiser.
 
@@ -85,23 +98,26 @@ def fit(
         training: batch size, optimiser, precision.
         epochs: passes over the data; 0 does nothing.
         seed: of the order of samples and of dropout.
+        regulariser: a loss of its own on each batch, or None.
 
     Returns:
-        Mean loss of the last epoch; NaN if nothing was trained.
+        Mean loss of the last epoch, with the regulariser's; NaN if nothing was trained.
     """
     count = len(inputs)
     mean = float("nan")
     if not count or not epochs:
         return mean
     order = torch_rng(seed, "order")
-    inputs = _arranged(inputs, training)
-    with _compute(model, training) as (run, step), torch_seeded(seed, "dropout"):
+    inputs = arranged(inputs, training)
+    with computing(model, training) as (run, step), torch_seeded(seed, "dropout"):
         model.train()
         for _ in range(epochs):
             total = torch.zeros((), dtype=torch.float64)
             rows = torch.randperm(count, generator=order)
             for batch in torch.split(rows, training.batch_size):
                 value = loss(run(inputs[batch]), *(target[batch] for target in targets))
+                if regulariser is not None:
+                    value = value + regulariser(run, inputs[batch])
                 step(value)
                 total += value.detach() * len(batch)
             mean = float(total) / count
@@ -114,18 +130,17 @@ def predict(model: nn.Module, inputs: Tensor, *, training: Training, batch_size:
 
     Batches of 128 stay in a core's cache: on a CPU small convolutional networks are up to twice as fast as with 512.
     """
-    inputs = _arranged(inputs, training)
-    with _compute(model, training) as (run, _):
+    inputs = arranged(inputs, training)
+    with computing(model, training) as (run, _):
         model.eval()
         return torch.cat([run(batch) for batch in torch.split(inputs, batch_size)])
 
 
-Run = Callable[[Tensor], Tensor]
 Step = Callable[[Tensor], None]
 
 
 @contextmanager
-def _compute(model: nn.Module, training: Training) -> Iterator[tuple[Run, Step]]:
+def computing(model: nn.Module, training: Training) -> Iterator[tuple[Run, Step]]:
     """Forward pass and optimiser step in the wanted layout and precision; the model is as before afterwards."""
     if training.channels_last:
         for weight in model.parameters():
@@ -190,7 +205,7 @@ def _optimizer(weights: list[Tensor], training: Training) -> torch.optim.Optimiz
     return torch.optim.Adam(weights, training.learning_rate, weight_decay=training.weight_decay, fused=True)
 
 
-def _arranged(inputs: Tensor, training: Training) -> Tensor:
+def arranged(inputs: Tensor, training: Training) -> Tensor:
     if inputs.dim() == 4 and training.channels_last:
         return inputs.to(memory_format=torch.channels_last)
     return inputs

@@ -124,6 +124,7 @@ class TaskDescription:
         parameters: number of the model's weights.
         examples: number of private examples.
         proxy_digest: of its proxy set.
+        positions, tokenizer: as in `TaskSpec`.
     """
 
     output: str
@@ -134,6 +135,8 @@ class TaskDescription:
     parameters: int
     examples: int
     proxy_digest: str
+    positions: tuple[int, ...] = ()
+    tokenizer: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from fedstill.common import PROTOCOL, __version__
 from fedstill.common.codec import Codec
 from fedstill.common.errors import KnowledgeError, MismatchError, Reason
-from fedstill.common.knowledge import Arrays, Header, Knowledge, SoftLabels, knowledge_from_parts
+from fedstill.common.knowledge import ABOUT_SAMPLES, AboutSamples, Arrays, Header, Knowledge, knowledge_from_parts
 from fedstill.common.learning import Training
 from fedstill.common.messages import (
     Answer,
@@ -193,7 +193,12 @@ def write_description(description: Description) -> RecordDict:
     for name, task in description.tasks.items():
         config = {key.replace("_", "-"): value for key, value in asdict(task).items()}
         content[_TASK + name] = ConfigRecord(
-            config | {"classes": list(task.classes), "input-shape": list(task.input_shape)}
+            config
+            | {
+                "classes": list(task.classes),
+                "input-shape": list(task.input_shape),
+                "positions": list(task.positions),
+            }
         )
     return content
 
@@ -218,6 +223,8 @@ def read_description(content: RecordDict) -> Description:
                 parameters=_whole(config, "parameters"),
                 examples=_whole(config, "examples"),
                 proxy_digest=_text(config, "proxy-digest"),
+                positions=tuple(_list(config, "positions", int)),
+                tokenizer=_text(config, "tokenizer"),
             )
     return Description(_text(head, "client"), _text(head, "software"), tasks)
 
@@ -286,7 +293,7 @@ def _write_knowledge(
     for key, value in knowledge.header().items():
         head[_HEADER + key] = value
     parts = dict(knowledge.arrays())
-    if isinstance(knowledge, SoftLabels):
+    if isinstance(knowledge, AboutSamples):
         _write_samples("knowledge", knowledge.samples, ordered, head, arrays)
         del parts[_SAMPLES]
     arrays.update(codec.encode(parts))
@@ -301,7 +308,7 @@ def _read_knowledge(
     kind = _text(head, "kind")
     own = {name: array for name, array in arrays.items() if not name.startswith(f"{_SAMPLES}.")}
     parts: dict[str, NDArray[np.generic]] = dict(codec.decode(own))
-    if kind == SoftLabels.kind:
+    if kind in ABOUT_SAMPLES:
         values = parts.get("values", _NO_ROWS)
         rows = values.shape[0] if values.ndim and values.size else 0
         parts[_SAMPLES] = _read_samples("knowledge", ordered, head, arrays, most=rows)

@@ -12,6 +12,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from fedstill.common import check
 from fedstill.common.algorithm import Algorithm
+from fedstill.common.augment import check_views
 from fedstill.common.errors import ConfigError, nearest
 from fedstill.common.learning import Training
 from fedstill.common.registry import ALGORITHMS, CODECS, TASKS
@@ -30,10 +31,13 @@ class ProxyPlan:
     Attributes:
         samples: how many are taken from the data set, before the clients get theirs.
         per_round: how many of them a round is about, drawn anew each round; 0 for all.
+        shared: tasks with the same name here have the same proxy samples: the same rows if they read the same inputs,
+            else pairs of the same class. "" for samples of the task's own.
     """
 
     samples: int = 500
     per_round: int = 0
+    shared: str = ""
 
     def __post_init__(self) -> None:
         check.at_least(1, proxy_samples=self.samples)
@@ -99,6 +103,10 @@ class TaskPlan:
         check.at_least(0, private=self.private, test=self.test)
         if not 0 <= self.holdout < 1:
             raise ConfigError(f"holdout={self.holdout}", "expected 0 <= value < 1")
+
+    def group(self, name: str) -> str:
+        """Whose proxy samples the task has, if it is called so: the name that tasks share, or its own."""
+        return f"shared {self.proxy.shared}" if self.proxy.shared else name
 
     def model(self, client: int) -> str:
         """The architecture of that client."""
@@ -203,17 +211,53 @@ class Scenario:
                     f"expected one of {', '.join(sorted(self.algorithm.outputs))}",
                     "choose another algorithm",
                 )
+            if self.training.consistency:
+                check_views(name, output=plan.task.output, modality=plan.task.modality)
             for client in plan.clients:
                 if not 0 <= client < self.clients.count:
                     raise ConfigError(f"tasks.{name}.clients holds {client}", f"expected 0 to {self.clients.count - 1}")
             if len(set(plan.clients)) != len(plan.clients):
                 raise ConfigError(f"tasks.{name}.clients = {list(plan.clients)}", "expected every client once")
+        _check_shared(self.tasks)
+        _check_adaptive(self)
         if all(plan.clients for plan in self.tasks.values()):
             idle = set(range(self.clients.count)).difference(*(plan.clients for plan in self.tasks.values()))
             if idle:
                 raise ConfigError(
                     f"client {min(idle)} without a task", "expected one for every client", "see tasks.NAME.clients"
                 )
+
+
+def _check_adaptive(scenario: Scenario) -> None:
+    """Refuse adaptive clients that have nothing to compare with."""
+    if not scenario.training.adaptive:
+        return
+    if not scenario.alone:
+        raise ConfigError(
+            "training.adaptive with alone = false",
+            "expected students trained alone to compare with",
+            "set alone = true",
+        )
+    for name, plan in scenario.tasks.items():
+        if not plan.holdout:
+            raise ConfigError(
+                f"training.adaptive with tasks.{name}.holdout=0", "expected held-out examples", "such as holdout = 0.2"
+            )
+
+
+def _check_shared(tasks: Mapping[str, TaskPlan]) -> None:
+    """Refuse tasks that share proxy samples and disagree on how many."""
+    first: dict[str, tuple[str, ProxyPlan]] = {}
+    for name, plan in tasks.items():
+        if not plan.proxy.shared:
+            continue
+        other, told = first.setdefault(plan.proxy.shared, (name, plan.proxy))
+        if told != plan.proxy:
+            raise ConfigError(
+                f"tasks.{name}.proxy with {plan.proxy.samples} samples, {plan.proxy.per_round} a round",
+                f"expected {told.samples} and {told.per_round}, as task '{other}', which shares them",
+                "set the same numbers",
+            )
 
 
 _SECTIONS: dict[str, type] = {"clients": Clients, "rounds": Rounds, "training": Training}

@@ -6,7 +6,7 @@ the clients.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -14,13 +14,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from fedstill.common.augment import agreement
 from fedstill.common.data.proxy import ProxySet
 from fedstill.common.errors import KnowledgeError, UnsupportedError
-from fedstill.common.knowledge import Form, Parameters, SoftLabels
+from fedstill.common.knowledge import Features, Form, Parameters, Relations, SoftLabels
 from fedstill.common.labels import ordered, positions
-from fedstill.common.learning import Loss, Training, fit, predict
+from fedstill.common.learning import Loss, Training, arranged, fit, predict
 from fedstill.common.losses import score_loss, soft_label_loss
-from fedstill.common.seeding import derive
+from fedstill.common.network import FeatureReader, feature_network
+from fedstill.common.seeding import derive, torch_rng
 from fedstill.common.task import Examples, TaskSpec
 
 Memory = dict[str, Tensor]
@@ -55,18 +57,37 @@ class Side:
 
     def fit(self, inputs: Tensor, targets: Sequence[Tensor], loss: Loss, *, epochs: int, purpose: str) -> float:
         """Train the model; `purpose` names this use of chance, once a round. Returns the last epoch's mean loss."""
+        seed = derive(self.seed, purpose)
         return fit(
-            self.model, inputs, targets, loss, training=self.training, epochs=epochs, seed=derive(self.seed, purpose)
+            self.model,
+            inputs,
+            targets,
+            loss,
+            training=self.training,
+            epochs=epochs,
+            seed=seed,
+            regulariser=agreement(self.spec, self.training, seed=seed),
         )
 
     def predict(self, inputs: Tensor) -> Tensor:
         """Raw outputs of the model, float32 (N, …, C)."""
         return predict(self.model, inputs, training=self.training)
 
+    def features(self, samples: NDArray[np.int64] | None = None) -> Tensor:
+        """The model's features of proxy samples (this round's if none are named), float32 (N, D).
+
+        Raises:
+            UnsupportedError: if the model has none.
+        """
+        reader = FeatureReader(feature_network(self.model, self.model_name))
+        return predict(reader, self.proxy.at(self.samples if samples is None else samples), training=self.training)
+
     def soft_labels(self, *, temperature: float = 1.0, form: Form = "probabilities") -> SoftLabels:
         """The model's predictions on this round's proxy samples."""
-        logits = self.predict(self.proxy.at(self.samples))
-        values = self.spec.kind.soften(logits, temperature) if form == "probabilities" else logits
+        inputs = self.proxy.at(self.samples)
+        values = self.predict(inputs)
+        if form == "probabilities":
+            values = self.spec.kind.blank(self.spec.kind.soften(values, temperature), inputs)
         return SoftLabels(self.spec.output, self.spec.classes, self.samples, values.numpy(), temperature, form)
 
     def distil(self, teacher: SoftLabels, *, epochs: int, loss: Loss | None = None) -> float:
@@ -81,11 +102,16 @@ class Side:
             loss: (logits over the shared classes, values, weights) → scalar, instead of the usual one.
 
         Returns:
-            Mean loss of the last epoch.
+            Mean loss of the last epoch; NaN if they share no class.
         """
-        shared = ordered(teacher.classes, self.spec.classes)
-        if not shared:
+        if not ordered(teacher.classes, self.spec.classes):
             return float("nan")
+        inputs, targets, chosen = self.lesson(teacher, loss)
+        return self.fit(inputs, targets, chosen, epochs=epochs, purpose="distil")
+
+    def lesson(self, teacher: SoftLabels, loss: Loss | None = None) -> tuple[Tensor, tuple[Tensor, Tensor], Loss]:
+        """Inputs, targets (values, weights) and loss of a distillation, as `fit` takes them; see `distil`."""
+        shared = ordered(teacher.classes, self.spec.classes)
         own = torch.from_numpy(positions(shared, self.spec.classes))
         theirs = torch.from_numpy(positions(shared, teacher.classes))
         values = torch.from_numpy(teacher.values)
@@ -94,12 +120,20 @@ class Side:
         else:
             values, weights = values[..., theirs], torch.ones(len(values))
         chosen = loss or _usual_loss(self.spec, teacher)
-        return self.fit(
-            self.proxy.at(teacher.samples),
+        return (
+            self.spec.kind.forced(self.proxy.at(teacher.samples), values),
             (values, weights),
             lambda logits, soft, weight: chosen(logits[..., own], soft, weight),
-            epochs=epochs,
-            purpose="distil",
+        )
+
+    def train_on(self, examples: Examples, loss: Loss | None = None) -> float:
+        """Train the model on examples for `training.epochs`; returns the last epoch's mean loss."""
+        return self.fit(
+            self.spec.kind.forced(examples.inputs, examples.targets),
+            (examples.targets,),
+            loss or self.spec.kind.loss,
+            epochs=self.training.epochs,
+            purpose="train",
         )
 
     def parameters(self) -> Parameters:
@@ -138,13 +172,47 @@ class Client(Side):
 
     def train(self, loss: Loss | None = None) -> float:
         """Train the student on the private data for `training.epochs`; returns the last epoch's mean loss."""
-        return self.fit(
-            self.private.inputs,
-            (self.private.targets,),
-            loss or self.spec.kind.loss,
-            epochs=self.training.epochs,
-            purpose="train",
-        )
+        return self.train_on(self.private, loss)
+
+    def train_features(
+        self,
+        samples: NDArray[np.int64],
+        loss: Loss,
+        *,
+        weight: float,
+        epochs: int,
+        projector: nn.Module | None = None,
+    ) -> float:
+        """Train towards what the features of proxy samples should be, with a batch of private data in each step.
+
+        Without the private data the features would move and leave the head behind.
+
+        Args:
+            samples: ids of proxy samples.
+            loss: (features (B, D), places (B,) of their samples among `samples`) → scalar.
+            weight: of that loss; the task's own has 1.
+            epochs: passes over the proxy samples.
+            projector: reads the features before the loss does, and is trained along.
+
+        Returns:
+            Mean of the whole loss in the last epoch.
+
+        Raises:
+            UnsupportedError: if the model has no features.
+        """
+        network, kind = feature_network(self.model, self.model_name), self.spec.kind
+        seed = derive(self.seed, "features")
+        private = arranged(kind.forced(self.private.inputs, self.private.targets), self.training)
+        batches = _batches(len(private), self.training.batch_size, seed=seed)
+
+        def both(features: Tensor, places: Tensor) -> Tensor:
+            batch = next(batches)
+            own = kind.loss(network(network.typed(private[batch])).float(), self.private.targets[batch])
+            return own + weight * loss(features, places)
+
+        reader, places = FeatureReader(network, projector), torch.arange(len(samples))
+        inputs = self.proxy.at(samples)
+        return fit(reader, inputs, (places,), both, training=self.training, epochs=epochs, seed=seed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,6 +249,13 @@ class Server(Side):
     pooled: Callable[[], Examples] | None = None
 
 
+def _batches(count: int, size: int, *, seed: int) -> Iterator[Tensor]:
+    """Batches of rows for ever, in a new order each time round."""
+    order = torch_rng(seed, "private")
+    while True:
+        yield from torch.split(torch.randperm(count, generator=order), size)
+
+
 def _usual_loss(spec: TaskSpec, teacher: SoftLabels) -> Loss:
     if teacher.form == "logits":
         return score_loss
@@ -210,4 +285,26 @@ def parameters_of(knowledge: object) -> Parameters:
     """
     if not isinstance(knowledge, Parameters):
         raise KnowledgeError(f"{type(knowledge).__name__}", "expected Parameters")
+    return knowledge
+
+
+def relations_of(knowledge: object) -> Relations:
+    """The knowledge as relations.
+
+    Raises:
+        KnowledgeError: if it is of another kind.
+    """
+    if not isinstance(knowledge, Relations):
+        raise KnowledgeError(f"{type(knowledge).__name__}", "expected Relations")
+    return knowledge
+
+
+def features_of(knowledge: object) -> Features:
+    """The knowledge as features.
+
+    Raises:
+        KnowledgeError: if it is of another kind.
+    """
+    if not isinstance(knowledge, Features):
+        raise KnowledgeError(f"{type(knowledge).__name__}", "expected Features")
     return knowledge

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from fedstill.common.errors import DataError
 from fedstill.common.labels import Classes
-from fedstill.common.outputs import OutputKind, output_kind
+from fedstill.common.outputs import IGNORE, OutputKind, output_kind
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -29,17 +29,25 @@ class Examples:
             they were read (bytes, say) until `Task.prepare` makes floats of them.
         targets: (N,) int64 class positions, or whatever the output kind's loss takes.
         groups: natural owner of each example (writer, hospital, domain), or () if the data knows none.
+        strata: (N,) int64, by what splits with label skew go where targets are not one class for each example (the
+            main kind of object, say); None for the targets themselves.
     """
 
     inputs: Tensor
     targets: Tensor
     groups: tuple[str, ...] = ()
+    strata: Tensor | None = None
 
     def __post_init__(self) -> None:
         if len(self.inputs) != len(self.targets):
             raise DataError(f"{len(self.inputs)} inputs with {len(self.targets)} targets", "expected one each")
         if self.groups and len(self.groups) != len(self.inputs):
             raise DataError(f"{len(self.inputs)} inputs with {len(self.groups)} groups", "expected one each")
+        if self.strata is not None and (self.strata.shape != (len(self.inputs),) or self.strata.dtype != torch.int64):
+            raise DataError(
+                f"strata of shape {tuple(self.strata.shape)} and type {self.strata.dtype}",
+                f"expected ({len(self.inputs)},) int64",
+            )
 
     def __len__(self) -> int:
         return len(self.inputs)
@@ -48,7 +56,8 @@ class Examples:
         """The examples at those rows, in that order."""
         index = torch.as_tensor(rows, dtype=torch.int64)
         groups = tuple(self.groups[row] for row in index.tolist()) if self.groups else ()
-        return Examples(self.inputs[index], self.targets[index], groups)
+        strata = None if self.strata is None else self.strata[index]
+        return Examples(self.inputs[index], self.targets[index], groups, strata)
 
     def with_inputs(self, inputs: Tensor) -> Examples:
         """The same examples with other inputs (standardised, say)."""
@@ -64,18 +73,26 @@ class TaskData:
         classes: the task's whole label space, in the order of the targets.
         test: examples to measure everybody with, or None: then each client is measured on a part of its own data.
         vocabulary: token ids are below it; 0 if the inputs are no tokens.
+        positions: between the sample axis and the class axis of an answer: () for one answer for each sample, (L,) for
+            one for each token, (height, width) for a grid.
+        tokenizer: digest of what made the token ids; "" where both sides know it from the task's options.
     """
 
     pool: Examples
     classes: Classes
     test: Examples | None = None
     vocabulary: int = 0
+    positions: tuple[int, ...] = ()
+    tokenizer: str = ""
 
     def __post_init__(self) -> None:
         for part in (self.pool, self.test):
-            if part is None or part.targets.dtype != torch.int64 or part.targets.dim() != 1 or not len(part):
+            if part is None or part.targets.dtype != torch.int64:
                 continue
-            low, high = int(part.targets.min()), int(part.targets.max())
+            labels = part.targets[part.targets != IGNORE]
+            if not len(labels):
+                continue
+            low, high = int(labels.min()), int(labels.max())
             if low < 0 or high >= len(self.classes):
                 raise DataError(
                     f"label {low if low < 0 else high}",
@@ -91,10 +108,12 @@ class TaskSpec:
     Attributes:
         name: the task's name in the run.
         output: name of its output kind.
-        modality: "image", "text", "tabular": which models can read it.
+        modality: "image", "text", "tabular", "speech": which models can read it.
         classes: label space; on a client, the classes that this client's model knows.
         input_shape: shape of one input.
         vocabulary: token ids are below it; 0 if the inputs are no tokens.
+        positions: of an answer, as in `TaskData`.
+        tokenizer: digest, as in `TaskData`.
     """
 
     name: str
@@ -103,6 +122,8 @@ class TaskSpec:
     classes: Classes
     input_shape: tuple[int, ...]
     vocabulary: int = 0
+    positions: tuple[int, ...] = ()
+    tokenizer: str = ""
 
     @property
     def kind(self) -> OutputKind:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from fedstill.common import records
 from fedstill.common.errors import FedstillError, KnowledgeError, MismatchError, Reason
-from fedstill.common.knowledge import Form, Layout, Parameters, SoftLabels
+from fedstill.common.knowledge import AboutSamples, Form, Layout, Parameters, SoftLabels
 from fedstill.common.messages import Answer, Order, TaskAnswer
 from fedstill.common.sides import ClientInfo
 from fedstill.common.task import TaskSpec
@@ -52,7 +52,6 @@ class TaskGate:
         layout: of the global model's weights, for a method that sends weights.
         clients: who has the task.
         asked: form and temperature of soft labels; see `algorithm.asked`.
-        positions: of one prediction: its shape without the class axis.
     """
 
     spec: TaskSpec
@@ -61,7 +60,6 @@ class TaskGate:
     layout: Layout
     clients: Mapping[str, ClientInfo]
     asked: tuple[Form, float] = ("probabilities", 1.0)
-    positions: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,12 +144,14 @@ class Gate:
         if kind != gate.exchange:
             raise MismatchError(f"knowledge of kind '{kind}'", f"expected '{gate.exchange}'", reason=Reason.KIND)
         if isinstance(answer.knowledge, SoftLabels):
-            _check_soft_labels(answer.knowledge, gate, gate.clients[self.client].classes, samples)
+            _check_soft_labels(answer.knowledge, gate, gate.clients[self.client].classes)
+        if isinstance(answer.knowledge, AboutSamples):
+            _check_samples(answer.knowledge, samples)
         elif isinstance(answer.knowledge, Parameters):
             _check_parameters(answer.knowledge, gate.layout)
 
 
-def _check_soft_labels(labels: SoftLabels, gate: TaskGate, own: tuple[str, ...], samples: NDArray[np.int64]) -> None:
+def _check_soft_labels(labels: SoftLabels, gate: TaskGate, own: tuple[str, ...]) -> None:
     came = (labels.output, labels.form, labels.temperature)
     if came != (gate.spec.output, *gate.asked):
         raise MismatchError(
@@ -159,17 +159,30 @@ def _check_soft_labels(labels: SoftLabels, gate: TaskGate, own: tuple[str, ...],
             "expected {} {} at temperature {}".format(gate.spec.output, *gate.asked),
             reason=Reason.KIND,
         )
-    if labels.values.shape[1:-1] != gate.positions:
+    if labels.values.shape[1:-1] != gate.spec.positions:
         raise KnowledgeError(
-            f"predictions at {labels.values.shape[1:-1]} positions", f"expected {gate.positions}", reason=Reason.SHAPE
+            f"predictions at {labels.values.shape[1:-1]} positions",
+            f"expected {gate.spec.positions}",
+            reason=Reason.SHAPE,
         )
     strange = sorted(set(labels.classes) - set(own))
     if strange:
         raise KnowledgeError(
             f"classes {strange[:5]}", f"expected some of the {len(own)} it announced", reason=Reason.CLASSES
         )
-    exact = np.array_equal(labels.samples, samples)
-    if not len(labels.samples) or not (exact or np.isin(labels.samples, samples).all()):
+
+
+def _check_samples(knowledge: AboutSamples, samples: NDArray[np.int64]) -> None:
+    if np.array_equal(knowledge.samples, samples) and len(samples):
+        return
+    if not isinstance(knowledge, SoftLabels):
+        # Distances and spaces are taken over the samples that everybody answered: fewer of one are fewer of all.
+        raise KnowledgeError(
+            f"{knowledge.kind} of {len(knowledge.samples)} samples",
+            f"expected this round's {len(samples)}, in their order",
+            reason=Reason.SAMPLES,
+        )
+    if not len(knowledge.samples) or not np.isin(knowledge.samples, samples).all():
         raise KnowledgeError(
             "no samples, or some that were not asked for", "expected this round's", reason=Reason.SAMPLES
         )

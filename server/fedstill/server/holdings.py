@@ -23,6 +23,7 @@ class ServerTask:
         task: its kind.
         spec: over the whole label space.
         model: architecture of the server's model, unless the method needs the clients'.
+        group: whose proxy samples they are, as in `TaskShare`.
         proxy: public samples.
         per_round: how many of them a round is about; 0 for all.
         proxy_targets: their labels, for measurement only; None if nobody knows them.
@@ -33,6 +34,7 @@ class ServerTask:
     task: Task
     spec: TaskSpec
     model: str
+    group: str
     proxy: ProxySet
     per_round: int
     proxy_targets: Tensor | None
@@ -57,6 +59,7 @@ def simulated(scenario: Scenario, data_dir: Path | None) -> Mapping[str, ServerT
             task=scenario.tasks[name].task,
             spec=share.spec,
             model=scenario.tasks[name].server_model,
+            group=share.group,
             proxy=share.proxy,
             per_round=scenario.tasks[name].proxy.per_round,
             proxy_targets=share.proxy_targets,

@@ -175,7 +175,9 @@ def _check_task(client: str, name: str, told: TaskDescription, own: ServerTask) 
     pairs = {
         "output kind": (told.output, spec.output),
         "modality": (told.modality, spec.modality),
+        "tokenizer": (told.tokenizer[:12], spec.tokenizer[:12]),
         "input shape": (told.input_shape, spec.input_shape),
+        "output positions": (told.positions, spec.positions),
         "proxy set": (told.proxy_digest[:12], own.proxy.digest[:12]),
         "unknown classes": (tuple(strange[:5]), ()),
     }

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from fedstill.common import records
 from fedstill.common.algorithm import asked
 from fedstill.common.errors import QuorumError, Reason
-from fedstill.common.knowledge import Contribution, Knowledge, Layout, SoftLabels
+from fedstill.common.knowledge import KNOWLEDGE, LABEL_FREE, Contribution, Knowledge, Layout, SoftLabels
 from fedstill.common.labels import positions
 from fedstill.common.learning import one_thread
 from fedstill.common.messages import ALONE, FINISH, ROUND, Answer, Method, Metrics, Order, TaskOrder
@@ -189,17 +189,19 @@ def _advance(turn: Turn) -> RunState:
     begun = run.clock()
     collected, abandoned = _ask_clients(turn)
     sides = {name: _server_side(turn, name) for name in run.tasks}
+    told = {name: task.knowledge for name, task in state.tasks.items()}
+    consensus: Mapping[str, Knowledge] = {}
+    if turn.kind == "alone":
+        told = _start(run, sides)
+    elif turn.kind == "round":
+        consensus, taught = _merge(run, sides, collected.answers)
+        told |= taught  # a task that nobody spoke about keeps what it had
     measures: dict[str, Metrics] = {}
     tasks = {}
     for name, side in sides.items():
-        knowledge = state.tasks[name].knowledge if name in state.tasks else None
-        consensus = None
-        if turn.kind == "alone":
-            knowledge = _start(run, side)
-        elif turn.kind == "round":
-            consensus, knowledge = _merge(run, side, _contributions(collected.answers, name), knowledge)
+        knowledge = told.get(name)
         measures[name] = _measure(
-            run.tasks[name], side, consensus, with_model=_has_model(run) and _knows(turn, knowledge)
+            run.tasks[name], side, consensus.get(name), with_model=_has_model(run) and _knows(turn, knowledge)
         )
         weights = {key: value.clone() for key, value in side.model.state_dict().items()}
         tasks[name] = TaskState(knowledge, weights, dict(side.memory))
@@ -349,7 +351,7 @@ def _order(turn: Turn, client: str, attempt: int) -> Order:
 def _samples(turn: Turn, task: str) -> NDArray[np.int64]:
     """The proxy samples that this step is about; what is told at the start is about those of round 1."""
     own = turn.run.tasks[task]
-    return own.proxy.draw(own.per_round, seed=derive(turn.run.scenario.seed, "samples", task, max(turn.step, 1)))
+    return own.proxy.draw(own.per_round, seed=derive(turn.run.scenario.seed, "samples", own.group, max(turn.step, 1)))
 
 
 def _questions(orders: Mapping[str, Order]) -> tuple[dict[str, RecordDict], dict[str, int]]:
@@ -418,31 +420,56 @@ def _server_side(turn: Turn, name: str) -> Server:
     )
 
 
-def _start(run: Run, side: Server) -> Knowledge | None:
-    told = run.scenario.algorithm.start(side)
-    if told is None and run.scenario.algorithm.exchange == "soft-labels":
-        return run.teacher.start(side)
-    return told
-
-
-def _contributions(answers: Mapping[str, Answer], task: str) -> list[Contribution]:
-    return [
-        Contribution(name, answer.tasks[task].examples, told)
-        for name, answer in answers.items()
-        if task in answer.tasks and (told := answer.tasks[task].knowledge) is not None
-    ]
+def _start(run: Run, sides: Mapping[str, Server]) -> dict[str, Knowledge | None]:
+    method = run.scenario.algorithm
+    told: dict[str, Knowledge | None] = {name: method.start(side) for name, side in sides.items()}
+    silent = {name: side for name, side in sides.items() if told[name] is None}
+    return told | dict(run.teacher.start(silent)) if silent and method.exchange == "soft-labels" else told
 
 
 def _merge(
-    run: Run, side: Server, contributions: Sequence[Contribution], before: Knowledge | None
-) -> tuple[Knowledge | None, Knowledge | None]:
-    """The consensus, and what goes back; a task that nobody spoke about keeps what it had."""
-    if not contributions and run.scenario.algorithm.exchange in ("soft-labels", "parameters"):
-        return None, before
-    consensus = run.scenario.algorithm.merge(side, contributions)
-    if isinstance(consensus, SoftLabels):
-        return consensus, run.teacher.learn(side, consensus)
-    return consensus, consensus
+    run: Run, sides: Mapping[str, Server], answers: Mapping[str, Answer]
+) -> tuple[dict[str, Knowledge], dict[str, Knowledge | None]]:
+    """The consensus of each task that somebody spoke about, and what goes back."""
+    method = run.scenario.algorithm
+    consensus: dict[str, Knowledge] = {}
+    for name, side in sides.items():
+        contributions = _contributions(run, answers, name)
+        if contributions or method.exchange not in KNOWLEDGE:
+            merged = method.merge(side, contributions)
+            if merged is not None:
+                consensus[name] = merged
+    taught: dict[str, Knowledge | None] = dict(consensus)
+    predicted = {name: one for name, one in consensus.items() if isinstance(one, SoftLabels)}
+    return consensus, (taught | dict(run.teacher.learn(sides, predicted)) if predicted else taught)
+
+
+def _contributions(run: Run, answers: Mapping[str, Answer], task: str) -> list[Contribution]:
+    """What was said about a task, or about another that says the same of the same proxy samples."""
+    found = []
+    for name, answer in answers.items():
+        for other, part in answer.tasks.items():
+            if part.knowledge is not None and _one_subject(run, task, other):
+                who = name if other == task else f"{name}/{other}"
+                found.append(Contribution(who, part.examples, part.knowledge))
+    return found
+
+
+def _one_subject(run: Run, task: str, other: str) -> bool:
+    """Whether knowledge about two tasks can be merged.
+
+    They share their proxy samples, and their label space (an image and a recording of a digit) or the method exchanges
+    what has no labels.
+    """
+    if task == other:
+        return True
+    one, another = run.tasks[task], run.tasks[other]
+    if one.group != another.group:
+        return False
+    if run.scenario.algorithm.exchange in LABEL_FREE:
+        return True
+    same = (one.spec.output, one.spec.classes) == (another.spec.output, another.spec.classes)
+    return same and run.scenario.algorithm.exchange == "soft-labels"
 
 
 def _has_model(run: Run) -> bool:

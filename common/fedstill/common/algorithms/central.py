@@ -42,7 +42,4 @@ class Central:
     def merge(self, server: Server, contributions: Sequence[Contribution]) -> None:
         """Train the server's model on the pooled data for as many epochs as the clients would train in a round."""
         if server.pooled is not None:
-            pooled = server.pooled()
-            server.fit(
-                pooled.inputs, (pooled.targets,), server.spec.kind.loss, epochs=server.training.epochs, purpose="train"
-            )
+            server.train_on(server.pooled())

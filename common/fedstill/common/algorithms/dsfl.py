@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from fedstill.common import check
+from fedstill.common.algorithm import EVERY_OUTPUT
 from fedstill.common.ensemble import mean_soft_labels, sharpened
 from fedstill.common.knowledge import Contribution, Knowledge, SoftLabels
 from fedstill.common.sides import Client, Server, soft_labels_of
@@ -34,7 +35,7 @@ class DSFL:
 
     name: ClassVar[str] = "dsfl"
     paper: ClassVar[str] = "Itahara et al. 2021, https://arxiv.org/abs/2008.06180"
-    outputs: ClassVar[frozenset[str]] = frozenset({"categorical", "multi-label"})
+    outputs: ClassVar[frozenset[str]] = EVERY_OUTPUT - {"regression"}  # which has no entropy
     exchange: ClassVar[str] = "soft-labels"
     homogeneous: ClassVar[bool] = False
 

@@ -19,6 +19,7 @@ from typing import ClassVar
 import torch
 
 from fedstill.common import check
+from fedstill.common.algorithm import EVERY_OUTPUT
 from fedstill.common.ensemble import mean_parameters
 from fedstill.common.knowledge import Contribution, Knowledge, Parameters, SoftLabels
 from fedstill.common.sides import Client, Server, parameters_of
@@ -34,7 +35,7 @@ class FedDF:
 
     name: ClassVar[str] = "feddf"
     paper: ClassVar[str] = "Lin et al. 2020, https://arxiv.org/abs/2006.07242"
-    outputs: ClassVar[frozenset[str]] = frozenset({"categorical", "multi-label", "regression"})
+    outputs: ClassVar[frozenset[str]] = EVERY_OUTPUT - {"sequence"}  # which has no mean
     exchange: ClassVar[str] = "parameters"
     homogeneous: ClassVar[bool] = True
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 from fedstill.common.errors import ConfigError, DataError, nearest
 from fedstill.common.labels import Classes, label_space
 from fedstill.common.seeding import numpy_rng
-from fedstill.common.task import Examples
+from fedstill.common.task import Examples, TaskData
 
 
 def class_names(labels: Iterable[str]) -> Classes:
@@ -61,6 +62,39 @@ def set_aside(examples: Examples, share: float) -> tuple[Examples, Examples | No
         return examples, None
     order = numpy_rng(0, "test part").permutation(len(examples))
     return examples.take(np.sort(order[count:])), examples.take(np.sort(order[:count]))
+
+
+def merged(data: TaskData, merge: Sequence[str]) -> TaskData:
+    """The same examples with fewer classes.
+
+    Args:
+        data: one class for each example.
+        merge: "NAME: CLASS CLASS …" for each new class; each old class once.
+
+    Raises:
+        DataError: if a class is missing, named twice or unknown.
+    """
+    place: dict[str, int] = {}
+    names = []
+    for number, line in enumerate(merge):
+        name, mark, old = line.partition(":")
+        names.append(name.strip())
+        for label in old.split():
+            if not mark or label not in data.classes or label in place:
+                raise DataError(f"merge '{line}'", "expected NAME: CLASS CLASS …, each class once", "see the classes")
+            place[label] = number
+    # A file may number its labels with gaps: what never occurs needs no new name.
+    occurring = {data.classes[label] for part in (data.pool, data.test) if part for label in torch.unique(part.targets).tolist()}
+    if left := sorted(occurring - place.keys()):
+        raise DataError(f"merge = {list(merge)}", f"expected every class, and '{left[0]}' is left out", "add it")
+    renumbered = torch.tensor([place.get(label, 0) for label in data.classes])
+
+    def over(examples: Examples) -> Examples:
+        return replace(examples, targets=renumbered[examples.targets])
+
+    return replace(
+        data, pool=over(data.pool), test=None if data.test is None else over(data.test), classes=label_space(names)
+    )
 
 
 def check_share(test_share: float) -> None:

@@ -6,7 +6,8 @@ its own data instead.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -17,11 +18,12 @@ from torch import Tensor
 
 from fedstill.common.data.partition import partition
 from fedstill.common.data.proxy import ProxySet
+from fedstill.common.data.sharing import Split, split
 from fedstill.common.errors import DataError
 from fedstill.common.labels import Classes, positions
 from fedstill.common.scenario import Scenario, TaskPlan
 from fedstill.common.seeding import derive, numpy_rng
-from fedstill.common.task import Examples, TaskSpec
+from fedstill.common.task import Examples, TaskData, TaskSpec
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -45,6 +47,7 @@ class TaskShare:
 
     Attributes:
         spec: the task over its whole label space.
+        group: whose proxy samples they are: of the tasks that share them, or of this one.
         proxy: public samples without labels.
         proxy_targets: their labels, which only measurement sees: (P,).
         test: samples to measure everybody with, or None.
@@ -52,6 +55,7 @@ class TaskShare:
     """
 
     spec: TaskSpec
+    group: str
     proxy: ProxySet
     proxy_targets: Tensor
     test: Examples | None
@@ -90,8 +94,11 @@ def federate(scenario: Scenario, data_dir: Path | None) -> Federation:
 def _federate(tasks: tuple[tuple[str, TaskPlan], ...], clients: int, seed: int, data_dir: Path | None) -> Federation:
     names: tuple[str, ...] = ()
     shares = {}
+    data = {task_name: plan.task.load(data_dir) for task_name, plan in tasks}
+    splits = _splits(dict(tasks), data, seed)
     for task_name, plan in tasks:
-        owners, shares[task_name] = _share(task_name, plan, clients, derive(seed, "data", task_name), data_dir)
+        own_seed = derive(seed, "data", task_name)
+        owners, shares[task_name] = _share(task_name, plan, data[task_name], splits[task_name], clients, own_seed)
         names = names or (client_names(clients) if plan.clients else owners)
     if len(tasks) > 1:
         names = client_names(clients)
@@ -99,6 +106,17 @@ def _federate(tasks: tuple[tuple[str, TaskPlan], ...], clients: int, seed: int, 
             name: _renamed(share, names, plan) for (name, plan), share in zip(tasks, shares.values(), strict=True)
         }
     return Federation(names, shares)
+
+
+def _splits(plans: Mapping[str, TaskPlan], data: Mapping[str, TaskData], seed: int) -> dict[str, Split]:
+    groups: dict[str, list[str]] = {}
+    for name, plan in plans.items():
+        groups.setdefault(plan.group(name), []).append(name)
+    found: dict[str, Split] = {}
+    for group, names in groups.items():
+        samples = plans[names[0]].proxy.samples
+        found |= split({name: data[name] for name in names}, samples, seed=derive(seed, "data", group))
+    return found
 
 
 def _over(space: Classes, data: ClientData) -> Tensor:
@@ -118,21 +136,15 @@ def _renamed(share: TaskShare, names: tuple[str, ...], plan: TaskPlan) -> TaskSh
     # Natural owners of different tasks do not meet: in a run of several tasks a client is known by its number.
     members = plan.clients or tuple(range(len(names)))
     clients = {names[number]: data for number, data in zip(members, share.clients.values(), strict=True)}
-    return TaskShare(share.spec, share.proxy, share.proxy_targets, share.test, clients)
+    return replace(share, clients=clients)
 
 
 def _share(
-    name: str, plan: TaskPlan, clients: int, seed: int, data_dir: Path | None
+    name: str, plan: TaskPlan, data: TaskData, rows: Split, clients: int, seed: int
 ) -> tuple[tuple[str, ...], TaskShare]:
-    data = plan.task.load(data_dir)
     pool = data.pool
-    order = numpy_rng(seed, "split").permutation(len(pool))
-    if len(pool) <= plan.proxy.samples:
-        raise DataError(
-            f"tasks.{name}: {len(pool)} examples", f"expected more than proxy.samples={plan.proxy.samples}", "lower it"
-        )
-    public = pool.take(np.sort(order[: plan.proxy.samples]))
-    rest = np.sort(order[plan.proxy.samples :][: plan.private or None])
+    public = pool.take(rows.public)
+    rest = np.sort(rows.private[: plan.private or None])
     raw = public.inputs
 
     def ready(examples: Examples) -> Examples:
@@ -142,13 +154,23 @@ def _share(
     test = None if data.test is None else ready(_some(data.test, plan.test, seed))
     public = ready(public)
     shape = tuple(public.inputs.shape[1:])
-    spec = TaskSpec(name, plan.task.output, plan.task.modality, data.classes, shape, data.vocabulary)
+    spec = TaskSpec(
+        name,
+        plan.task.output,
+        plan.task.modality,
+        data.classes,
+        shape,
+        vocabulary=data.vocabulary,
+        positions=data.positions,
+        tokenizer=data.tokenizer,
+    )
     members = plan.clients or tuple(range(clients))
     rows_of = partition(private, plan.partition, len(members), classes=data.classes, seed=seed)
     natural = plan.partition.kind == "natural" and not plan.clients
     owners = tuple(rows_of) if natural else tuple(client_names(clients)[member] for member in members)
     return owners, TaskShare(
         spec=spec,
+        group=plan.group(name),
         proxy=ProxySet(public.inputs),
         proxy_targets=public.targets,
         test=test,
@@ -169,10 +191,12 @@ def _client(examples: Examples, plan: TaskPlan, space: Classes, seed: int) -> Cl
     order: NDArray[np.int64] = numpy_rng(seed).permutation(len(examples))
     kept = int(len(examples) * plan.holdout)
     classes = space
-    if plan.label_space == "own" and examples.targets.dtype == torch.int64:
+    if plan.label_space == "own":
+        if examples.targets.dtype != torch.int64 or examples.targets.dim() != 1:
+            raise DataError('label-space = "own"', "expected one class for each example", 'choose "shared"')
         known = torch.unique(examples.targets).tolist()
         classes = tuple(space[label] for label in known)
         place = torch.full((len(space),), -1, dtype=torch.int64)
         place[known] = torch.arange(len(known))
-        examples = Examples(examples.inputs, place[examples.targets], examples.groups)
+        examples = replace(examples, targets=place[examples.targets])
     return ClientData(examples.take(np.sort(order[kept:])), examples.take(np.sort(order[:kept])), classes)

@@ -1,67 +1,41 @@
-"""Images in a folder or a tar archive, by name; nothing is unpacked to disk under a name."""
+"""Images in a folder or an archive, decoded to bytes of one size."""
 
 from __future__ import annotations
 
-import gzip
 import io
-import lzma
-import shutil
 import struct
-import tarfile
-import tempfile
 import zlib
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fedstill.common.data.content import GZIP, XZ, unreadable
+from fedstill.common.data.archives import FileStore, open_files
 from fedstill.common.errors import DataError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".pgm", ".ppm")
-ARCHIVES = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz")
 
-_BROKEN_ARCHIVE = (tarfile.TarError, lzma.LZMAError, zlib.error, EOFError, OSError)
 _BROKEN_IMAGE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error)
 
 
-@dataclass(frozen=True, slots=True)
-class ImageStore:
-    """Encoded images by name.
-
-    Attributes:
-        names: paths inside the folder or archive, sorted.
-        read: the bytes of an image by its name.
-    """
-
-    names: tuple[str, ...]
-    read: Callable[[str], bytes]
-
-
-@contextmanager
-def open_images(source: Path) -> Iterator[ImageStore]:
-    """The images of a folder or of a tar archive (packed or not), for as long as the block lasts.
+def open_images(source: Path) -> AbstractContextManager[FileStore]:
+    """The images of a folder or archive, encoded, for as long as the block lasts.
 
     Raises:
         DataError: if there are none, or the archive is damaged.
     """
-    with ExitStack() as stack:
-        store = _folder(source) if source.is_dir() else _archive(source, stack)
-        if not store.names:
-            raise DataError(f"{source}", "expected images", f"their names have to end in {', '.join(SUFFIXES)}")
-        yield store
+    return open_files(source, SUFFIXES, noun="images")
 
 
-def decode(store: ImageStore, names: Sequence[str], *, side: int = 0) -> NDArray[np.uint8]:
+def decode(store: FileStore, names: Sequence[str], *, size: tuple[int, int] | None = None) -> NDArray[np.uint8]:
     """Images as bytes: (N, channels, height, width). The first one says whether they are grey (1) or coloured (3).
 
     Args:
         store: where they are.
         names: which ones, in this order.
-        side: height and width to which they are resized; 0 if all are of one size.
+        size: height and width to which they are resized; None if all are of one size.
 
     Raises:
         DataError: if one is damaged, or the sizes differ.
@@ -69,7 +43,7 @@ def decode(store: ImageStore, names: Sequence[str], *, side: int = 0) -> NDArray
     pixels: NDArray[np.uint8] | None = None
     mode = ""
     for row, name in enumerate(names):
-        image = _decode(store, name, mode, side)
+        image = _decode(store, name, mode, size)
         mode = mode or ("L" if image.ndim == 2 else "RGB")
         channels_last = image.reshape(*image.shape[:2], -1)
         if pixels is None:
@@ -81,10 +55,10 @@ def decode(store: ImageStore, names: Sequence[str], *, side: int = 0) -> NDArray
                 "set the task's 'side' to resize them",
             )
         pixels[row] = channels_last.transpose(2, 0, 1)
-    return np.empty((0, 1, side, side), np.uint8) if pixels is None else pixels
+    return np.empty((0, 1, *(size or (0, 0))), np.uint8) if pixels is None else pixels
 
 
-def _decode(store: ImageStore, name: str, mode: str, side: int) -> NDArray[np.uint8]:
+def _decode(store: FileStore, name: str, mode: str, size: tuple[int, int] | None) -> NDArray[np.uint8]:
     from PIL import Image
 
     content = store.read(name)
@@ -93,55 +67,10 @@ def _decode(store: ImageStore, name: str, mode: str, side: int) -> NDArray[np.ui
             if image.mode[0] in "IF":
                 raise ValueError(f"pixels of mode {image.mode}, expected 8 bits a channel")
             plain = image.convert(mode or ("L" if image.mode in ("1", "L", "LA") else "RGB"))
-            return np.asarray(plain.resize((side, side), Image.Resampling.BILINEAR) if side else plain, dtype=np.uint8)
+            return np.asarray(plain.resize(size[::-1], Image.Resampling.BILINEAR) if size else plain, dtype=np.uint8)
     except (*_BROKEN_IMAGE, Image.DecompressionBombError) as error:
         raise DataError(f"image {name}", f"cannot be read: {error}", "remove it or fetch it again") from None
 
 
 def _size(shape: Sequence[int]) -> str:
     return f"{shape[0]} × {shape[1]}"
-
-
-def _folder(source: Path) -> ImageStore:
-    def read(name: str) -> bytes:
-        try:
-            return (source / name).read_bytes()
-        except OSError as error:
-            raise unreadable(source / name, error) from None
-
-    paths = (path for path in source.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
-    return ImageStore(tuple(sorted(path.relative_to(source).as_posix() for path in paths)), read)
-
-
-def _archive(source: Path, stack: ExitStack) -> ImageStore:
-    try:
-        archive = stack.enter_context(_seekable(source, stack))
-        members = {
-            member.name: member
-            for member in archive.getmembers()
-            if member.isfile() and member.name.lower().endswith(SUFFIXES)
-        }
-    except _BROKEN_ARCHIVE as error:
-        raise DataError(f"{source}", f"is no whole tar archive: {error}", "fetch the file again") from None
-
-    def read(name: str) -> bytes:
-        stream = archive.extractfile(members[name])
-        content = stream.read() if stream else b""
-        if len(content) != members[name].size:
-            raise DataError(f"{source}: {name}", f"expected {members[name].size} bytes", "fetch the file again")
-        return content
-
-    return ImageStore(tuple(sorted(members)), read)
-
-
-def _seekable(source: Path, stack: ExitStack) -> tarfile.TarFile:
-    """The archive, unpacked to a nameless temporary file if it is packed: a packed stream knows no way back."""
-    with open(source, "rb") as stream:
-        head = stream.read(len(XZ))
-    if not head.startswith((GZIP, XZ)):
-        return tarfile.open(source, "r:")
-    plain = stack.enter_context(tempfile.TemporaryFile())  # noqa: SIM115
-    with gzip.open(source) if head.startswith(GZIP) else lzma.open(source) as packed:
-        shutil.copyfileobj(packed, plain, 1 << 20)
-    plain.seek(0)
-    return tarfile.open(fileobj=plain, mode="r:")

@@ -6,6 +6,7 @@ import warnings
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from fedstill.common.errors import DataError
@@ -49,10 +50,12 @@ def _by_partitioner(
         # What IidPartitioner does, without two seconds of imports for one line.
         parts = np.array_split(order, count)
     else:
-        if examples.targets.dim() != 1:
+        labels = examples.targets if examples.strata is None else examples.strata
+        if labels.dim() != 1 or labels.dtype != torch.int64:
             raise DataError(f"partition.kind = '{plan.kind}'", "expected one label for each example", "choose 'iid'")
-        partitioner = _partitioner(plan, count, len(classes), derive(seed, "partition") % 2**32)
-        parts = _by_label(order, examples.targets.numpy()[order], partitioner, count)
+        different = len(classes) if examples.strata is None else len(torch.unique(labels))
+        partitioner = _partitioner(plan, count, different, derive(seed, "partition") % 2**32)
+        parts = _by_label(order, labels.numpy()[order], partitioner, count)
     return {str(number): np.sort(rows) for number, rows in enumerate(parts)}
 
 

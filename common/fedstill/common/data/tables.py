@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,8 +62,31 @@ class Table:
         place = self.number(column)
         return [row[place] for row in self.rows]
 
+    def numbers(self, column: Column, *, lowest: float, highest: float) -> list[float]:
+        """The cells of a column as numbers of a scale.
 
-def parse_csv(text: str, where: str, *, header: bool | Collection[str], delimiter: str = ",") -> Table:
+        Raises:
+            DataError: if one is no number, or off the scale.
+        """
+        found = []
+        for row, cell in enumerate(self.cells(column)):
+            try:
+                value = float(cell)
+            except ValueError:
+                value = math.nan
+            if not lowest <= value <= highest:
+                raise DataError(
+                    f"{self.where}: '{cell}' in row {row + 1}, column '{self.columns[self.number(column)]}'",
+                    f"expected a number from {lowest:g} to {highest:g}",
+                    "mend the row, or set the ends of the scale in the task",
+                )
+            found.append(value)
+        return found
+
+
+def parse_csv(
+    text: str, where: str, *, header: bool | Collection[str], delimiter: str = ",", comment: str = ""
+) -> Table:
     """A table from CSV text; blank lines count nothing, and spaces around a cell are left out.
 
     Args:
@@ -70,6 +94,7 @@ def parse_csv(text: str, where: str, *, header: bool | Collection[str], delimite
         where: the file, for messages.
         header: whether the first row names the columns; or names, and it does if it holds one in any case.
         delimiter: between cells.
+        comment: rows that begin with it are left out; "" if there are none.
 
     Raises:
         DataError: if it is no CSV, has no row, or its rows differ in length.
@@ -79,6 +104,8 @@ def parse_csv(text: str, where: str, *, header: bool | Collection[str], delimite
         rows = [tuple(cell.strip() for cell in row) for row in reader if row]
     except csv.Error as error:
         raise DataError(f"{where}", f"is no CSV: {error}", "mend the line") from None
+    if comment:
+        rows = [row for row in rows if not row[0].startswith(comment)]
     if not rows:
         raise DataError(f"{where}", "expected at least one row")
     if not isinstance(header, bool):
@@ -89,13 +116,14 @@ def parse_csv(text: str, where: str, *, header: bool | Collection[str], delimite
     return Table(where, names, tuple(rows))
 
 
-def read_csv(path: Path, *, header: bool, delimiter: str = ",", encoding: str = "utf-8") -> Table:
+def read_csv(path: Path, *, header: bool, delimiter: str = ",", encoding: str = "utf-8", comment: str = "") -> Table:
     """A table from a CSV file (packed or not).
 
     Raises:
         DataError: if the file is missing, damaged or no CSV.
     """
-    return parse_csv(read_text(path, encoding=encoding), str(path), header=header, delimiter=delimiter)
+    text = read_text(path, encoding=encoding)
+    return parse_csv(text, str(path), header=header, delimiter=delimiter, comment=comment)
 
 
 def joined(tables: Sequence[Table]) -> Table:

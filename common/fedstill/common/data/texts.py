@@ -1,4 +1,4 @@
-"""Texts from CSV and JSON files as tables, and their words as token ids."""
+"""Texts from CSV, JSON and line files as tables, and their words as token ids."""
 
 from __future__ import annotations
 
@@ -31,10 +31,20 @@ def token_ids(texts: Sequence[str], *, vocabulary: int, length: int) -> Tensor:
     A word's id is 1 + crc32 mod (vocabulary − 1), the same everywhere and without a word list to agree on; different
     words may share one. 0 is padding; what exceeds `length` is cut.
     """
-    ids = np.zeros((len(texts), length), dtype=np.int64)
+    return word_ids([split_words(text) for text in texts], vocabulary=vocabulary, length=length)
+
+
+def split_words(text: str) -> list[str]:
+    """Words and marks of a text in lower case."""
+    return _WORD.findall(text.lower())
+
+
+def word_ids(rows: Sequence[Sequence[str]], *, vocabulary: int, length: int) -> Tensor:
+    """Words as numbers, by the rule of `token_ids`: (N, length) int64."""
+    ids = np.zeros((len(rows), length), dtype=np.int64)
     known: dict[str, int] = {}
-    for row, text in enumerate(texts):
-        for place, word in enumerate(_WORD.findall(text.lower())[:length]):
+    for row, words in enumerate(rows):
+        for place, word in enumerate(words[:length]):
             if word not in known:
                 known[word] = 1 + zlib.crc32(word.encode()) % (vocabulary - 1)
             ids[row, place] = known[word]
@@ -47,18 +57,22 @@ def read_texts(
     """The tables of a file of texts, by part: "train", "test" or the keys of a JSON object.
 
     A CSV file's first row is a header if it has a usual name of a column, or one of `named`. JSON is a list of rows,
-    one row a line, or an object with a list of rows for each part; a row is a list of cells or an object.
+    one row a line, or an object with a list of rows for each part; a row is a list of cells or an object. A line of a
+    .txt file, unless a delimiter is named, is a label, a space and the text; of a label COARSE:FINE, the coarse one is
+    in the column "label" and the whole one in "fine-label".
 
     Raises:
         DataError: if the file is missing, damaged or of another form.
     """
     text = read_text(path, encoding=encoding)
     name = bare_name(path)
+    if name.endswith(".txt") and not delimiter:
+        return {part_of(name): _labelled_lines(text, str(path))}
     if not name.endswith((".json", ".jsonl")):
         mark = delimiter or ("\t" if name.endswith(".tsv") else ",")
         header = {*LABEL_NAMES, *TEXT_NAMES, *(word.lower() for word in named)}
         return {part_of(name): parse_csv(text, str(path), header=header, delimiter=mark)}
-    content = _json(text, path)
+    content = parse_json(text, path)
     if isinstance(content, dict):
         return {part: _table(rows, f"{path}: {part}") for part, rows in content.items()}
     return {part_of(name): _table(content, str(path))}
@@ -68,7 +82,7 @@ def label_owners(path: Path) -> dict[str, str] | None:
     """The owner of each label, from a JSON object of owner → labels; None if the file is anything else."""
     if not bare_name(path).endswith(".json"):
         return None
-    content = _json(read_text(path), path)
+    content = parse_json(read_text(path), path)
     if not isinstance(content, dict) or not content:
         return None
     lists = [labels for labels in content.values() if isinstance(labels, list) and labels]
@@ -77,13 +91,30 @@ def label_owners(path: Path) -> dict[str, str] | None:
     return {label: owner for owner, labels in content.items() for label in labels}
 
 
-def _json(text: str, path: Path) -> Any:
+def parse_json(text: str, path: Path) -> Any:
+    """The value of a JSON text, or of a text of one value a line if the file's name says .jsonl.
+
+    Raises:
+        DataError: if it is no JSON.
+    """
     try:
         if bare_name(path).endswith(".jsonl"):
             return [json.loads(line) for line in text.splitlines() if line.strip()]
         return json.loads(text)
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path}", f"is no JSON: {error}", "fetch the file again") from None
+
+
+def _labelled_lines(text: str, where: str) -> Table:
+    rows = []
+    # Not `splitlines`: in an 8-bit encoding, characters that it takes for ends of lines stand inside of texts.
+    for number, line in enumerate(text.split("\n"), start=1):
+        label, _, words = line.strip().partition(" ")
+        if label and not words:
+            raise DataError(f"{where}: line {number} '{line[:60]}'", "expected a label, a space and a text")
+        if label:
+            rows.append((label.partition(":")[0], label, words.strip()))
+    return Table(where, ("label", "fine-label", "text"), tuple(rows))
 
 
 def _table(rows: object, where: str) -> Table:

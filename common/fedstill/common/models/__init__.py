@@ -9,6 +9,8 @@ import torch
 from torch import nn
 
 from fedstill.common.errors import ConfigError, UnsupportedError, nearest
+from fedstill.common.network import Network
+from fedstill.common.outputs import output_kind
 from fedstill.common.registry import MODELS
 from fedstill.common.seeding import torch_seeded
 from fedstill.common.task import TaskSpec
@@ -20,8 +22,12 @@ class ModelFamily(Protocol):
     Attributes:
         name: by which it is found; the file's name.
         paper: authors, year, address; "" if there is none.
-        modalities: what it can read ("image", "text", "tabular").
-        sizes: a line on each size, from small to large.
+        modalities: what it can read ("image", "text", "tabular", "speech").
+        sizes: a line on each size, from small to large; empty where anything may stand for a size (a path, say), and
+            the name has no "-".
+
+    A family may say in a further class variable `outputs` which output kinds it can give; without it, those that have
+    no positions.
     """
 
     name: ClassVar[str]
@@ -29,8 +35,8 @@ class ModelFamily(Protocol):
     modalities: ClassVar[frozenset[str]]
     sizes: ClassVar[Mapping[str, str]]
 
-    def build(self, size: str, spec: TaskSpec) -> nn.Module:
-        """A new model: inputs (N, *spec.input_shape) to raw outputs (N, len(spec.classes)).
+    def build(self, size: str, spec: TaskSpec) -> Network:
+        """A new model: inputs (N, *spec.input_shape) to raw outputs (N, *spec.positions, len(spec.classes)).
 
         Torch's global generator is seeded around the call.
 
@@ -39,28 +45,32 @@ class ModelFamily(Protocol):
         """
 
 
-def build_model(name: str, spec: TaskSpec, *, seed: int) -> nn.Module:
-    """A new model with random weights; the same seed gives the same weights.
+def build_model(name: str, spec: TaskSpec, *, seed: int) -> Network:
+    """A new model with random weights (those of its folder for "hf-PATH"); the same seed gives the same weights.
 
     Args:
-        name: FAMILY-SIZE, such as "cnn-small".
+        name: FAMILY-SIZE, such as "cnn-small", or "hf-PATH".
         spec: the task: its input shape, and one output for each of its classes.
         seed: of the weights.
 
     Raises:
         ConfigError: if there is no such model; the message names the nearest.
-        UnsupportedError: if the family cannot read the task's inputs.
+        UnsupportedError: if the family cannot read the task's inputs, or give its outputs.
     """
-    family_name, _, size = name.rpartition("-")
-    known = family_name in MODELS.names()
-    family: ModelFamily | None = MODELS.get(family_name)() if known else None
-    if family is None or size not in family.sizes:
+    family, size = _family_and_size(name)
+    if family is None or (family.sizes and size not in family.sizes):
         raise ConfigError(f"model '{name}'", "expected a known model", nearest(name, model_names()))
     if spec.modality not in family.modalities:
         raise UnsupportedError(
             f"model '{name}' for task '{spec.name}' of modality '{spec.modality}'",
             f"expected one of {', '.join(sorted(family.modalities))}",
             f"such as {', '.join(model_names(spec.modality))}",
+        )
+    if not gives(family, spec.output):
+        raise UnsupportedError(
+            f"model '{name}' for task '{spec.name}' of output kind '{spec.output}'",
+            "expected a model that can give such outputs",
+            f"such as {', '.join(model_names(spec.modality, spec.output)) or 'none that is installed'}",
         )
     if spec.modality == "text" and spec.vocabulary < 2:
         raise UnsupportedError(
@@ -70,6 +80,20 @@ def build_model(name: str, spec: TaskSpec, *, seed: int) -> nn.Module:
         )
     with torch_seeded(seed, "weights"):
         return family.build(size, spec)
+
+
+def _family_and_size(name: str) -> tuple[ModelFamily | None, str]:
+    first, _, rest = name.partition("-")
+    if rest and first in MODELS.names() and not MODELS.get(first).sizes:
+        return MODELS.get(first)(), rest
+    family_name, _, size = name.rpartition("-")
+    return (MODELS.get(family_name)() if family_name in MODELS.names() else None), size
+
+
+def gives(family: type[ModelFamily] | ModelFamily, output: str) -> bool:
+    """Whether a family can give outputs of that kind."""
+    told: frozenset[str] | None = getattr(family, "outputs", None)
+    return not output_kind(output).has_positions if told is None else output in told
 
 
 def check_model(name: str, spec: TaskSpec) -> None:
@@ -82,12 +106,15 @@ def check_model(name: str, spec: TaskSpec) -> None:
         build_model(name, spec, seed=0)
 
 
-def model_names(modality: str = "") -> tuple[str, ...]:
-    """Every model that can read the modality ("" for any), by family and from small to large. Imports them all."""
+def model_names(modality: str = "", output: str = "") -> tuple[str, ...]:
+    """Every model that can read the modality and give the output kind ("" for any), by family, from small to large.
+
+    Imports them all.
+    """
     return tuple(
         f"{name}-{size}"
         for name, family in MODELS.all().items()
-        if not modality or modality in family.modalities
+        if (not modality or modality in family.modalities) and (not output or gives(family, output))
         for size in family.sizes
     )
 

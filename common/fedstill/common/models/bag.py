@@ -11,6 +11,8 @@ from typing import ClassVar
 
 from torch import nn
 
+from fedstill.common.models._heads import TEXT_OUTPUTS, text_head
+from fedstill.common.network import Network, mean_state
 from fedstill.common.task import TaskSpec
 
 _WIDTHS = {"small": (32, 64), "large": (128, 256)}
@@ -23,6 +25,7 @@ class Bag:
     name: ClassVar[str] = "bag"
     paper: ClassVar[str] = "Iyyer et al. 2015, https://aclanthology.org/P15-1162"
     modalities: ClassVar[frozenset[str]] = frozenset({"text"})
+    outputs: ClassVar[frozenset[str]] = TEXT_OUTPUTS
     sizes: ClassVar[Mapping[str, str]] = MappingProxyType(
         {
             "small": "embeddings of 32 numbers, one hidden layer of 64 units",
@@ -30,12 +33,8 @@ class Bag:
         }
     )
 
-    def build(self, size: str, spec: TaskSpec) -> nn.Module:
+    def build(self, size: str, spec: TaskSpec) -> Network:
         """A new model; texts of any length will do."""
         embedding, hidden = _WIDTHS[size]
-        return nn.Sequential(
-            nn.EmbeddingBag(spec.vocabulary, embedding, mode="mean", padding_idx=0),
-            nn.Linear(embedding, hidden),
-            nn.ReLU(),
-            nn.Linear(hidden, len(spec.classes)),
-        )
+        body = nn.Embedding(spec.vocabulary, embedding, padding_idx=0)
+        return Network(body, text_head(spec, embedding, pool=mean_state, hidden=hidden))

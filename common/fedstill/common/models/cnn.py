@@ -13,6 +13,7 @@ from typing import ClassVar
 from torch import nn
 
 from fedstill.common.errors import UnsupportedError
+from fedstill.common.network import Network
 from fedstill.common.task import TaskSpec
 
 _LAYERS = {"small": (3, 16, 32, 48), "medium": (3, 32, 64, 176), "large": (5, 32, 64, 512)}
@@ -33,7 +34,7 @@ class CNN:
         }
     )
 
-    def build(self, size: str, spec: TaskSpec) -> nn.Module:
+    def build(self, size: str, spec: TaskSpec) -> Network:
         """A new model; images have to be 4 × 4 at least, for they are halved twice."""
         channels, height, width = spec.input_shape
         if min(height, width) < 4:
@@ -41,7 +42,7 @@ class CNN:
                 f"model 'cnn-{size}' for images of {height} × {width}", "expected at least 4 × 4", "choose 'mlp-small'"
             )
         kernel, first, second, hidden = _LAYERS[size]
-        return nn.Sequential(
+        body = nn.Sequential(
             nn.Conv2d(channels, first, kernel, padding=kernel // 2),
             nn.ReLU(),
             nn.MaxPool2d(2),
@@ -51,5 +52,5 @@ class CNN:
             nn.Flatten(),
             nn.Linear(second * (height // 4) * (width // 4), hidden),
             nn.ReLU(),
-            nn.Linear(hidden, len(spec.classes)),
         )
+        return Network(body, nn.Linear(hidden, len(spec.classes)))

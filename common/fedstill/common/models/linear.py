@@ -10,6 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from fedstill.common.network import Network
 from fedstill.common.task import TaskSpec
 
 
@@ -21,11 +22,11 @@ class Linear:
     modalities: ClassVar[frozenset[str]] = frozenset({"image", "tabular", "text"})
     sizes: ClassVar[Mapping[str, str]] = MappingProxyType({"softmax": "one weight for each input and class"})
 
-    def build(self, size: str, spec: TaskSpec) -> nn.Module:
+    def build(self, size: str, spec: TaskSpec) -> Network:
         """A new model; inputs of any shape will do."""
         if spec.modality == "text":
-            return _WordCounts(spec.vocabulary, len(spec.classes))
-        return nn.Sequential(nn.Flatten(), nn.Linear(prod(spec.input_shape), len(spec.classes)))
+            return Network(nn.Identity(), _WordCounts(spec.vocabulary, len(spec.classes)))
+        return Network(nn.Flatten(), nn.Linear(prod(spec.input_shape), len(spec.classes)))
 
 
 class _WordCounts(nn.Module):

@@ -13,6 +13,7 @@ from typing import ClassVar
 
 from torch import nn
 
+from fedstill.common.network import Network
 from fedstill.common.task import TaskSpec
 
 _HIDDEN = {"small": (64,), "medium": (200, 200), "large": (512, 512)}
@@ -32,8 +33,8 @@ class MLP:
         }
     )
 
-    def build(self, size: str, spec: TaskSpec) -> nn.Module:
+    def build(self, size: str, spec: TaskSpec) -> Network:
         """A new model; inputs of any shape will do."""
         widths = (prod(spec.input_shape), *_HIDDEN[size])
         hidden = [layer for inner, outer in pairwise(widths) for layer in (nn.Linear(inner, outer), nn.ReLU())]
-        return nn.Sequential(nn.Flatten(), *hidden, nn.Linear(widths[-1], len(spec.classes)))
+        return Network(nn.Sequential(nn.Flatten(), *hidden), nn.Linear(widths[-1], len(spec.classes)))

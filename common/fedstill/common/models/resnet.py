@@ -16,6 +16,7 @@ from typing import ClassVar
 from torch import Tensor, nn
 from torch.nn.functional import pad, relu
 
+from fedstill.common.network import Network
 from fedstill.common.task import TaskSpec
 
 _GROUPS = 8
@@ -34,7 +35,7 @@ class ResNet:
         {"8": "8 layers, one block in each of three stages", "20": "20 layers, three blocks in each of three stages"}
     )
 
-    def build(self, size: str, spec: TaskSpec) -> nn.Module:
+    def build(self, size: str, spec: TaskSpec) -> Network:
         """A new model; images of any size will do."""
         blocks: list[nn.Module] = []
         width = _WIDTHS[0]
@@ -42,15 +43,15 @@ class ResNet:
             for _ in range(_BLOCKS[size]):
                 blocks.append(_Block(width, stage))
                 width = stage
-        return nn.Sequential(
+        body = nn.Sequential(
             nn.Conv2d(spec.input_shape[0], _WIDTHS[0], 3, padding=1, bias=False),
             nn.GroupNorm(_GROUPS, _WIDTHS[0]),
             nn.ReLU(),
             *blocks,
             nn.AdaptiveAvgPool2d(1),
             nn.Flatten(),
-            nn.Linear(width, len(spec.classes)),
         )
+        return Network(body, nn.Linear(width, len(spec.classes)))
 
 
 class _Block(nn.Module):

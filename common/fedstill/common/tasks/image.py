@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedstill.common import check
-from fedstill.common.data.classes import check_share, class_names, class_positions, set_aside
+from fedstill.common.data.archives import FileStore, archive_in
+from fedstill.common.data.classes import check_share, class_names, class_positions, merged, set_aside
 from fedstill.common.data.content import part_of, read_text, told_as_data_errors
 from fedstill.common.data.idx import dimensions, read_idx
-from fedstill.common.data.images import ARCHIVES, ImageStore, decode, open_images
+from fedstill.common.data.images import decode, open_images
 from fedstill.common.data.scaling import standardise_images
 from fedstill.common.errors import DataError
 from fedstill.common.labels import Classes, label_space
@@ -39,6 +40,9 @@ class ImageTask:
         samples: at most so many images of each part are read, drawn once and for all; 0 for all.
         side: height and width to which image files are resized; 0 if all are of one size.
         test_share: share set aside to measure with, where the source has no test part.
+        label_column: column of QMNIST's label files that is the label: 0 the digit, 1 the series of NIST's forms (0 to
+            3 were written by employees, 4 by pupils).
+        merge: classes that are told as one, as "even: 0 2 4 6 8"; each class once. () for the classes themselves.
     """
 
     name: ClassVar[str] = "image"
@@ -50,9 +54,11 @@ class ImageTask:
     samples: int = 0
     side: int = 0
     test_share: float = 0.2
+    label_column: int = 0
+    merge: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        check.at_least(0, samples=self.samples, side=self.side)
+        check.at_least(0, samples=self.samples, side=self.side, label_column=self.label_column)
         check_share(self.test_share)
 
     def load(self, folder: Path | None) -> TaskData:
@@ -71,12 +77,17 @@ class ImageTask:
 @lru_cache(maxsize=2)
 def _load(task: ImageTask, folder: Path | None) -> TaskData:
     with told_as_data_errors(task.source):
-        if task.source == "digits":
-            return _digits(task)
-        path = find_task_folder(folder, task.source)
-        if path.is_dir() and any(dimensions(file) for file in path.iterdir() if file.is_file()):
-            return _idx_folder(task, path)
-        return _image_files(task, path)
+        data = _read_source(task, folder)
+        return merged(data, task.merge) if task.merge else data
+
+
+def _read_source(task: ImageTask, folder: Path | None) -> TaskData:
+    if task.source == "digits":
+        return _digits(task)
+    path = find_task_folder(folder, task.source)
+    if path.is_dir() and any(dimensions(file) for file in path.iterdir() if file.is_file()):
+        return _idx_folder(task, path)
+    return _image_files(task, path)
 
 
 def _digits(task: ImageTask) -> TaskData:
@@ -142,24 +153,33 @@ def _idx_part(task: ImageTask, folder: Path, files: dict[tuple[str, str], Path],
         raise DataError(f"{folder}: {len(images)} {part} images with {len(labels)} labels", "expected one each")
     rows = _chosen(len(images), task.samples, part)
     owners: tuple[str, ...] = ()
+    table = _details(files[part, "owners"], labels) if (part, "owners") in files else labels[:, None]
+    if table.shape[1] <= task.label_column:
+        raise DataError(
+            f"label-column={task.label_column} of the {part} part in {folder}",
+            f"expected 0 to {table.shape[1] - 1}",
+            "put QMNIST's label files beside the images",
+        )
+    labels = table[:, task.label_column]
     # The pool is split by owner; a test part never is.
-    if part == "train" and (part, "owners") in files:
-        owners = _writers(files[part, "owners"], labels, rows)
+    if part == "train" and table.shape[1] > _WRITER:
+        owners = tuple(f"writer-{number:04d}" for number in table[rows, _WRITER].tolist())
     return Examples(torch.from_numpy(images[rows][:, None]), torch.from_numpy(labels[rows].astype(np.int64)), owners)
 
 
-def _writers(path: Path, labels: NDArray[np.generic], rows: NDArray[np.int64]) -> tuple[str, ...]:
+def _details(path: Path, labels: NDArray[np.generic]) -> NDArray[np.generic]:
+    """QMNIST's rows of the images beside it: label, series, writer and more."""
     table = read_idx(path)
     if table.shape[1] <= _WRITER or len(table) < len(labels) or (table[: len(labels), 0] != labels).any():
         raise DataError(f"{path}", "expected the labels of the images beside it in column 0, the writers in column 2")
-    return tuple(f"writer-{number:04d}" for number in table[rows, _WRITER].tolist())
+    return table[: len(labels)]
 
 
 # Image files ---------------------------------------------------------------------------------------------------------
 
 
 def _image_files(task: ImageTask, path: Path) -> TaskData:
-    with open_images(_archive_in(path)) as store:
+    with open_images(archive_in(path)) as store:
         parts: dict[str, list[str]] = {}
         for name in store.names:
             parts.setdefault(_part(path, name), []).append(name)
@@ -175,12 +195,6 @@ def _image_files(task: ImageTask, path: Path) -> TaskData:
     return TaskData(pool, classes, test)
 
 
-def _archive_in(path: Path) -> Path:
-    """The folder's only archive, if it has one; else the folder itself."""
-    archives = [file for file in path.iterdir() if file.name.lower().endswith(ARCHIVES)] if path.is_dir() else []
-    return archives[0] if len(archives) == 1 else path
-
-
 def _part(path: Path, name: str) -> str:
     parts = PurePosixPath(name).parts
     if len(parts) < 2:
@@ -192,8 +206,8 @@ def _class(name: str) -> str:
     return PurePosixPath(name).parts[-2]
 
 
-def _read(task: ImageTask, store: ImageStore, names: Sequence[str], *, part: str, classes: Classes) -> Examples:
+def _read(task: ImageTask, store: FileStore, names: Sequence[str], *, part: str, classes: Classes) -> Examples:
     targets = class_positions([_class(name) for name in names], classes, f"{part} part of '{task.source}'")
     rows = _chosen(len(names), task.samples, part)
-    images = decode(store, [names[row] for row in rows], side=task.side)
+    images = decode(store, [names[row] for row in rows], size=(task.side, task.side) if task.side else None)
     return Examples(torch.from_numpy(images), targets[torch.from_numpy(rows)])

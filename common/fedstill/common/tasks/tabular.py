@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from fedstill.common.data.tables import Column, Table, joined, read_csv
 from fedstill.common.errors import ConfigError, DataError
 from fedstill.common.labels import Classes, label_space
 from fedstill.common.metrics import accuracy, macro_f1
+from fedstill.common.ranking_metrics import auc
 from fedstill.common.task import Examples, TaskData
 
 SUFFIXES = (".csv", ".tsv", ".data")
@@ -39,7 +40,9 @@ class TabularTask:
         test_source: file, pattern or folder of the test part; "" if there is none.
         header: whether the first row names the columns.
         delimiter, encoding: of the files.
+        comment: rows that begin with it are left out; "" if there are none.
         target: the column to predict.
+        label_end: taken off the end of a label, as the full stop in Adult's test part; "" for nothing.
         positive_above: the target is a number, and the question is whether it is above this one.
         classes: names of the classes in the order of their labels; () for the target's own words.
         missing: what stands for an unknown value, beside an empty cell.
@@ -47,6 +50,7 @@ class TabularTask:
         ignore: columns that are no features.
         categorical: columns of numbers that stand for kinds, to be read as words.
         test_share: share set aside to measure with, where there is no test part.
+        measured: the main measure, "accuracy" or "auc"; the other one is shown beside it.
     """
 
     name: ClassVar[str] = "tabular"
@@ -58,7 +62,9 @@ class TabularTask:
     header: bool = True
     delimiter: str = ","
     encoding: str = "utf-8"
+    comment: str = ""
     target: Column = -1
+    label_end: str = ""
     positive_above: float | None = None
     classes: tuple[str, ...] = ()
     missing: tuple[str, ...] = ("?", "NA", "NaN", "nan")
@@ -66,6 +72,7 @@ class TabularTask:
     ignore: tuple[Column, ...] = ()
     categorical: tuple[Column, ...] = ()
     test_share: float = 0.2
+    measured: Literal["accuracy", "auc"] = "accuracy"
 
     def __post_init__(self) -> None:
         check_share(self.test_share)
@@ -84,8 +91,13 @@ class TabularTask:
         return standardise_rows(inputs, proxy)
 
     def measure(self, logits: Tensor, targets: Tensor, classes: Classes) -> dict[str, float]:
-        """Accuracy and macro-F1."""
-        return {"accuracy": accuracy(logits, targets), "macro-f1": macro_f1(logits, targets)}
+        """Accuracy, macro-F1 and the area under the ROC curve, the main one first."""
+        found = {
+            "accuracy": accuracy(logits, targets),
+            "macro-f1": macro_f1(logits, targets),
+            "auc": auc(logits, targets),
+        }
+        return {self.measured: found[self.measured], **found}
 
 
 @lru_cache(maxsize=2)
@@ -118,7 +130,10 @@ def _bundled(task: TabularTask) -> tuple[Examples, Classes]:
 def _tables(task: TabularTask, folder: Path | None, source: str) -> tuple[list[Table], tuple[str, ...]]:
     """The files of a source, and the name of each row's file."""
     paths = find_files(folder, source, SUFFIXES)
-    tables = [read_csv(path, header=task.header, delimiter=task.delimiter, encoding=task.encoding) for path in paths]
+    tables = [
+        read_csv(path, header=task.header, delimiter=task.delimiter, encoding=task.encoding, comment=task.comment)
+        for path in paths
+    ]
     names = [bare_name(path).rpartition(".")[0] or path.name for path in paths]
     return tables, tuple(name for name, table in zip(names, tables, strict=True) for _ in table.rows)
 
@@ -130,7 +145,7 @@ def _owners(task: TabularTask, table: Table, files: tuple[str, ...]) -> tuple[st
 
 
 def _targets(task: TabularTask, table: Table) -> tuple[Tensor, Classes]:
-    cells = table.cells(task.target)
+    cells = [cell.removesuffix(task.label_end) for cell in table.cells(task.target)]
     for row, cell in enumerate(cells):
         if _is_missing(task, cell):
             raise DataError(f"{table.where}: row {row + 1} without a label", "expected a label", "remove the row")

@@ -1,4 +1,4 @@
-"""Texts of one class each: topics, intents, sentiments, from CSV or JSON files."""
+"""Texts of one class each: topics, intents, questions, from CSV, JSON or line files."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from fedstill.common import check
 from fedstill.common.data.classes import check_share, class_names, class_positions, set_aside
 from fedstill.common.data.content import bare_name, check_encoding, find_files, told_as_data_errors
 from fedstill.common.data.tables import Column, Table
-from fedstill.common.data.texts import LABEL_NAMES, SUFFIXES, TEXT_NAMES, label_owners, read_texts, token_ids
+from fedstill.common.data.texts import LABEL_NAMES, SUFFIXES, TEXT_NAMES, label_owners, read_texts
+from fedstill.common.data.tokenizer import Tokens, tokens_of
 from fedstill.common.errors import ConfigError, DataError
 from fedstill.common.labels import Classes, label_space
 from fedstill.common.metrics import accuracy, macro_f1
@@ -32,7 +33,8 @@ class TextTask:
     of owner → labels beside the texts says whose they are.
 
     Attributes:
-        source: a file, a pattern or a folder of .csv, .tsv, .json and .jsonl files, packed or not.
+        source: a file, a pattern or a folder of .csv, .tsv, .json and .jsonl files, packed or not. A .txt file (LABEL
+            text, or COARSE:FINE text, on each line) has to be named by itself or by a pattern.
         parts: the parts to learn from; out-of-scope texts are left out unless named here.
         test_parts: the parts to measure with.
         text: columns of the text; () to recognise them.
@@ -40,7 +42,8 @@ class TextTask:
         owner: whom a text belongs to: "file", or a column; "" for the owners of labels, if there are any.
         classes: names of the classes in the order of their labels; () for the labels themselves.
         vocabulary: token ids are below it.
-        length: words of a text that are read.
+        tokenizer: path of a tokenizer.json, which brings its own vocabulary; "" for hashed words.
+        length: words (subwords of a tokenizer) of a text that are read.
         delimiter: of CSV files; "" for a comma, or a tab in .tsv files.
         encoding: of the files.
         test_share: share set aside to measure with, where there is no test part.
@@ -58,6 +61,7 @@ class TextTask:
     owner: Column = ""
     classes: tuple[str, ...] = ()
     vocabulary: int = 8192
+    tokenizer: str = ""
     length: int = 64
     delimiter: str = ""
     encoding: str = "utf-8"
@@ -103,13 +107,13 @@ def _load(task: TextTask, folder: Path | None) -> TaskData:
         tested = [file for part in task.test_parts if part not in learnt for file in parts.get(part, ())]
         classes = label_space(task.classes or class_names(cell for _, table in files for cell in _labels(task, table)))
         # The pool is split by owner; a test part never is, and its files may lack the owner's column.
-        pool = _examples(
-            task, files, classes, tuple(owner for file in files for owner in _owners(task, file, owner_of))
-        )
-        if tested:
-            return TaskData(pool, classes, _examples(task, tested, classes, ()), task.vocabulary)
-    pool, test = set_aside(pool, task.test_share)
-    return TaskData(pool, classes, test, task.vocabulary)
+        owners = tuple(owner for file in files for owner in _owners(task, file, owner_of))
+        tokens = tokens_of(task.tokenizer, folder, vocabulary=task.vocabulary)
+        pool = _examples(task, files, classes, tokens, owners)
+        test = _examples(task, tested, classes, tokens, ()) if tested else None
+    if test is None:
+        pool, test = set_aside(pool, task.test_share)
+    return TaskData(pool, classes, test, tokens.vocabulary, tokenizer=tokens.digest)
 
 
 def _parts(task: TextTask, folder: Path | None) -> tuple[dict[str, list[_File]], dict[str, str]]:
@@ -128,10 +132,12 @@ def _parts(task: TextTask, folder: Path | None) -> tuple[dict[str, list[_File]],
     return parts, owner_of
 
 
-def _examples(task: TextTask, files: list[_File], classes: Classes, owners: tuple[str, ...]) -> Examples:
+def _examples(
+    task: TextTask, files: list[_File], classes: Classes, tokens: Tokens, owners: tuple[str, ...]
+) -> Examples:
     texts = [text for _, table in files for text in _texts(task, table)]
     targets = [class_positions(_labels(task, table), classes, table.where) for _, table in files]
-    return Examples(token_ids(texts, vocabulary=task.vocabulary, length=task.length), torch.cat(targets), owners)
+    return Examples(tokens.ids(texts, length=task.length), torch.cat(targets), owners)
 
 
 def _owners(task: TextTask, file: _File, owner_of: Mapping[str, str]) -> list[str]:

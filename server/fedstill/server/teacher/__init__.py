@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar, Protocol
 
 from fedstill.common.knowledge import SoftLabels
@@ -24,8 +25,20 @@ class Teacher(Protocol):
     paper: ClassVar[str]
     has_model: ClassVar[bool]
 
-    def start(self, server: Server) -> SoftLabels | None:
-        """What it teaches before any client has spoken; None for a teacher that knows nothing yet."""
+    def start(self, servers: Mapping[str, Server]) -> Mapping[str, SoftLabels]:
+        """What it teaches before any client has spoken, by task; nothing of a task that it knows nothing about.
 
-    def learn(self, server: Server, consensus: SoftLabels) -> SoftLabels:
-        """Take in a round's consensus and give what the clients are to learn from."""
+        Args:
+            servers: the server's side of each task.
+        """
+
+    def learn(self, servers: Mapping[str, Server], consensus: Mapping[str, SoftLabels]) -> Mapping[str, SoftLabels]:
+        """Take in a round's consensus and give what the clients are to learn from.
+
+        Args:
+            servers: the server's side of each task.
+            consensus: of each task that somebody spoke about.
+
+        Returns:
+            Soft labels by task; a task that is left out keeps what it had.
+        """

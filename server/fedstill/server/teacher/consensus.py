@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -17,9 +18,10 @@ class Consensus:
     paper: ClassVar[str] = ""
     has_model: ClassVar[bool] = False
 
-    def start(self, server: Server) -> None:
+    def start(self, servers: Mapping[str, Server]) -> Mapping[str, SoftLabels]:
         """Nothing before the first answers."""
+        return {}
 
-    def learn(self, server: Server, consensus: SoftLabels) -> SoftLabels:
+    def learn(self, servers: Mapping[str, Server], consensus: Mapping[str, SoftLabels]) -> Mapping[str, SoftLabels]:
         """The consensus."""
         return consensus

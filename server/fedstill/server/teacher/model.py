@@ -7,6 +7,7 @@ https://arxiv.org/abs/2012.00632, section III-A).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -32,10 +33,16 @@ class Model:
     def __post_init__(self) -> None:
         check.at_least(1, teacher_epochs=self.epochs)
 
-    def start(self, server: Server) -> None:
+    def start(self, servers: Mapping[str, Server]) -> Mapping[str, SoftLabels]:
         """Nothing before the first answers."""
+        return {}
 
-    def learn(self, server: Server, consensus: SoftLabels) -> SoftLabels:
-        """Distil the consensus, then answer on the same samples at the same temperature."""
-        server.distil(consensus, epochs=self.epochs)
-        return server.soft_labels(temperature=consensus.temperature, form=consensus.form)
+    def learn(self, servers: Mapping[str, Server], consensus: Mapping[str, SoftLabels]) -> Mapping[str, SoftLabels]:
+        """Distil each task's consensus into its model, then answer on the round's samples at the same temperature."""
+        return {name: taught(servers[name], labels, epochs=self.epochs) for name, labels in consensus.items()}
+
+
+def taught(server: Server, consensus: SoftLabels, *, epochs: int) -> SoftLabels:
+    """What the server's model answers after it has learnt from the consensus."""
+    server.distil(consensus, epochs=epochs)
+    return server.soft_labels(temperature=consensus.temperature, form=consensus.form)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -14,6 +15,7 @@ from fedstill.common.errors import ConfigError, DataError, UnsupportedError
 from fedstill.common.files import write_atomically
 from fedstill.common.knowledge import Form, SoftLabels
 from fedstill.common.sides import Server
+from fedstill.server.teacher.model import taught
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,14 +44,21 @@ class Pretrained:
         check.at_least(0, teacher_epochs=self.epochs)
         check.positive(teacher_temperature=self.temperature)
 
-    def start(self, server: Server) -> SoftLabels:
-        """Load the weights and answer on the first proxy samples.
+    def start(self, servers: Mapping[str, Server]) -> Mapping[str, SoftLabels]:
+        """Load the weights of each task and answer on the first proxy samples.
 
         Raises:
             DataError: if the file is missing or broken.
             UnsupportedError: if it holds another architecture's weights.
         """
-        weights = _read(Path(self.path.replace("{task}", server.spec.name)))
+        return {name: self._loaded(server) for name, server in servers.items()}
+
+    def learn(self, servers: Mapping[str, Server], consensus: Mapping[str, SoftLabels]) -> Mapping[str, SoftLabels]:
+        """Distil each task's consensus, then answer on the round's samples at the same temperature."""
+        return {name: taught(servers[name], labels, epochs=self.epochs) for name, labels in consensus.items()}
+
+    def _loaded(self, server: Server) -> SoftLabels:
+        weights = read_weights(Path(self.path.replace("{task}", server.spec.name)))
         own = {name: tuple(value.shape) for name, value in server.model.state_dict().items()}
         theirs = {name: tuple(value.shape) for name, value in weights.items()}
         if own != theirs:
@@ -61,11 +70,6 @@ class Pretrained:
             )
         server.model.load_state_dict(weights)
         return server.soft_labels(temperature=self.temperature, form=self.form)
-
-    def learn(self, server: Server, consensus: SoftLabels) -> SoftLabels:
-        """Distil the consensus, then answer on the same samples at the same temperature."""
-        server.distil(consensus, epochs=self.epochs)
-        return server.soft_labels(temperature=consensus.temperature, form=consensus.form)
 
 
 def save_weights(model: nn.Module, path: Path) -> None:
@@ -81,7 +85,12 @@ def save_weights(model: nn.Module, path: Path) -> None:
     write_atomically(path, save(weights))
 
 
-def _read(path: Path) -> dict[str, Tensor]:
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """A model's weights from a safetensors file.
+
+    Raises:
+        DataError: if it cannot be read.
+    """
     from safetensors import SafetensorError
     from safetensors.torch import load
 

@@ -1,0 +1,91 @@
+"""What the kinds share whose soft labels are distributions over classes: pure functions of (N, …, C) tensors.
+
+A row of zeros is no label: it adds nothing to a divergence or an entropy.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fedstill.common.errors import KnowledgeError, Reason
+
+TOLERANCE = 1e-3
+"""How far a distribution's sum may be from 1: fp16 rounding stays below it (2⁻¹¹ of the sum, 2⁻²⁵ for each class)."""
+
+
+def per_sample(values: Tensor) -> Tensor:
+    """Mean over positions of a (N, …) tensor: (N,)."""
+    return values.flatten(1).mean(1) if values.dim() > 1 else values
+
+
+def per_labelled(values: Tensor, soft: Tensor) -> Tensor:
+    """Mean of (N, …) values over the positions whose soft labels (N, …, C) are not blank: (N,), 0 without any."""
+    if values.dim() == 1:
+        return values
+    there = (soft.sum(-1) > 0).to(values.dtype)
+    return (values * there).flatten(1).sum(1) / there.flatten(1).sum(1).clamp_min(1)
+
+
+def kl(logits: Tensor, soft: Tensor, temperature: float) -> Tensor:
+    """T² · KL(q ‖ softmax(z / T)) at each position: (N, …)."""
+    log_student = torch.log_softmax(logits / temperature, dim=-1)
+    # xlogy(0, 0) = 0: a class that the teacher rules out adds nothing.
+    return temperature**2 * (torch.xlogy(soft, soft) - soft * log_student).sum(-1)
+
+
+def entropy(soft: Tensor) -> Tensor:
+    """−Σ_c q_c ln q_c at each position: (N, …)."""
+    return -torch.xlogy(soft, soft).sum(-1)
+
+
+def sharpen(soft: Tensor, temperature: float) -> Tensor:
+    """Softmax of q / T; blank rows stay blank."""
+    return torch.softmax(soft / temperature, dim=-1) * (soft.sum(-1, keepdim=True) > 0)
+
+
+def restrict(soft: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
+    """The chosen classes brought to a sum of 1, and the mass that they had, mean over labelled positions (N,)."""
+    chosen = soft[..., columns]
+    mass = chosen.sum(-1, keepdim=True)
+    return chosen / mass.clamp_min(1e-12), per_labelled(mass.squeeze(-1), soft)
+
+
+def normalise(mean: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Rows brought to a sum of 1; blank rows stay blank."""
+    total: NDArray[np.float64] = mean.sum(-1, keepdims=True)
+    return np.divide(mean, total, out=np.zeros_like(mean), where=total > 0)
+
+
+def check_unit_interval(soft: Tensor, kind: str) -> None:
+    """Raise KnowledgeError unless all numbers are from 0 to 1."""
+    if not soft.numel():
+        return
+    low, high = (bound.item() for bound in torch.aminmax(soft))  # NaN if one of them is
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise KnowledgeError(f"non-finite {kind} soft labels", "expected finite numbers", reason=Reason.NOT_FINITE)
+    # Not by a hair outside: the logarithm of −1e-9 is NaN, and one client would spoil every student.
+    if low < 0 or high > 1:
+        raise KnowledgeError(
+            f"{kind} soft labels from {low:.3g} to {high:.3g}",
+            "expected probabilities from 0 to 1",
+            reason=Reason.RANGE,
+        )
+
+
+def check_distributions(soft: Tensor, kind: str, *, blank: bool = False) -> None:
+    """Raise KnowledgeError unless every row sums to 1 (or, where that may be, is blank)."""
+    check_unit_interval(soft, kind)
+    total = soft.sum(-1)
+    off = (total - 1).abs()
+    if blank:
+        off = torch.where(total == 0, 0.0, off)
+    worst = off.max().item() if soft.numel() else 0.0
+    if worst > TOLERANCE:
+        raise KnowledgeError(
+            f"{kind} soft labels that miss a sum of 1 by {worst:.3g}", "expected sums of 1", reason=Reason.RANGE
+        )
