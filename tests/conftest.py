@@ -127,22 +127,23 @@ def play_small(tmp_path: Path, small: Callable[..., Scenario]) -> Callable[..., 
         clock: Callable[[], float] = time.monotonic,
         played: Played | None = None,
         name: str = "run",
+        data_dir: Path | None = None,
     ) -> Played:
         one = scenario or small(changes)
-        folder = begin_folder(tmp_path / name, one, data_dir=None)
+        folder = begin_folder(tmp_path / name, one, data_dir=data_dir)
         found = played or Played(folder)
         found.folder = folder
         grid = grid_class(
             Tampered(tamper) if tamper else client_app,
             clients=one.clients.count,
-            run_config={"toml": to_toml(dump(one))},
+            run_config={"toml": to_toml(dump(one)), "data-dir": str(data_dir or "")},
             node_config={"store": str(folder.clients)},
         )
         play(
             Run(
                 scenario=one,
                 grid=grid,
-                tasks=simulated(one, None),
+                tasks=simulated(one, data_dir),
                 teacher=build_teacher(one.teacher),
                 folder=folder,
                 pulse=found.pulses.append,

@@ -173,5 +173,9 @@ def test_every_family_describes_its_sizes() -> None:
 
 
 def test_names_go_from_small_to_large() -> None:
-    assert model_names("tabular") == ("linear-softmax", "mlp-small", "mlp-medium", "mlp-large")
+    assert model_names("tabular") == (
+        *("autoencoder-small", "autoencoder-large"),
+        "linear-softmax",
+        *("mlp-small", "mlp-medium", "mlp-large"),
+    )
     assert len(set(model_names())) == len(model_names()) == 13

@@ -2,47 +2,62 @@
 
 from __future__ import annotations
 
+import runpy
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
+from torch.nn.functional import one_hot
 
 from fedstill.common.errors import DataError
 from fedstill.common.models import model_names
-from fedstill.common.outputs import OUTPUTS
+from fedstill.common.outputs import OUTPUTS, output_kind
 from fedstill.common.registry import TASKS, first_line
+from fedstill.common.seeding import torch_rng
 from fedstill.common.task import Task, TaskData
 
 KINDS_OF_TASK: dict[str, type[Any]] = TASKS.all()
 
-OPTIONS: dict[str, dict[str, Any]] = {"text": {"source": "words.csv", "vocabulary": 50, "length": 6}}
-"""Options without which a task has no data to read; by default it reads what ships with a package."""
+SAMPLES = {
+    path.stem.replace("_", "-"): runpy.run_path(str(path))
+    for path in sorted((Path(__file__).parents[1] / "samples").glob("*.py"))
+}
+"""A tiny sample of a task's data in its public format: options that read it, and a function that writes it."""
 
-WORDS = "text,label\n" + "\n".join(
-    f"the {'sun' if row % 2 else 'rain'} of day {row},{['good', 'bad'][row % 2]}" for row in range(40)
-)
+SHIPPED = ("image", "tabular")
+"""Tasks that read what ships with a package."""
+
+
+def options(name: str) -> dict[str, Any]:
+    return dict(SAMPLES[name]["OPTIONS"]) if name in SAMPLES else {}
 
 
 @pytest.fixture(params=sorted(KINDS_OF_TASK))
 def task(request: pytest.FixtureRequest) -> Task:
-    made: Task = KINDS_OF_TASK[request.param](**OPTIONS.get(request.param, {}))
+    made: Task = KINDS_OF_TASK[request.param](**options(request.param))
     return made
 
 
 @pytest.fixture
 def data(task: Task, tmp_path: Path) -> TaskData:
-    (tmp_path / "words.csv").write_text(WORDS)
+    if task.name in SAMPLES:
+        SAMPLES[task.name]["write"](tmp_path)
     return task.load(tmp_path)
+
+
+def test_every_task_has_a_sample() -> None:
+    assert SAMPLES.keys() | set(SHIPPED) == KINDS_OF_TASK.keys()
 
 
 def test_what_it_says_of_itself(task: Task) -> None:
     assert KINDS_OF_TASK[task.name] is type(task)
     assert task.output in OUTPUTS.names()
-    assert model_names(task.modality)
+    assert len(model_names(task.modality, task.output)) >= 2
     assert first_line(task)
-    assert hash(task) == hash(type(task)(**OPTIONS.get(task.name, {})))  # splits are kept by it
+    assert hash(task) == hash(type(task)(**options(task.name)))  # splits are kept by it
 
 
 def test_data_is_whole(task: Task, data: TaskData) -> None:
@@ -54,12 +69,14 @@ def test_data_is_whole(task: Task, data: TaskData) -> None:
         if task.output == "categorical":
             assert part.targets.dtype == torch.int64
             assert 0 <= int(part.targets.min()) <= int(part.targets.max()) < len(data.classes)
+        assert part.targets.shape[1 : 1 + len(data.positions)] == data.positions
     if task.modality == "text":
         assert int(data.pool.inputs.max()) < data.vocabulary
+    assert bool(data.positions) == output_kind(task.output).has_positions
 
 
 def test_the_same_folder_gives_the_same_data(task: Task, data: TaskData, tmp_path: Path) -> None:
-    again = type(task)(**OPTIONS.get(task.name, {})).load(tmp_path)
+    again = type(task)(**options(task.name)).load(tmp_path)
 
     assert torch.equal(data.pool.inputs.nan_to_num(), again.pool.inputs.nan_to_num())
     assert torch.equal(data.pool.targets, again.pool.targets)
@@ -72,29 +89,43 @@ def test_inputs_are_made_ready_with_public_statistics_alone(task: Task, data: Ta
     ready = task.prepare(raw, proxy)
 
     assert len(ready) == 10
-    assert ready.dtype == (torch.int64 if task.modality == "text" else torch.float32)
+    assert ready.dtype == (torch.int64 if data.vocabulary else torch.float32)
     assert bool(torch.isfinite(ready.double()).all())
     # Each input by itself: its neighbours do not matter.
     assert torch.equal(task.prepare(raw[3:4], proxy), ready[3:4])
     assert torch.equal(data.pool.inputs[:10].nan_to_num(), raw.nan_to_num())
 
 
-def test_a_perfect_prediction_measures_best(task: Task, data: TaskData) -> None:
-    targets, count = data.pool.targets[:30], len(data.classes)
-    assert task.output == "categorical"
-    right = torch.nn.functional.one_hot(targets, count).float() * 5
-    wrong = right.roll(1, dims=-1)
+def perfect(task: Task, data: TaskData, targets: Tensor) -> Tensor:
+    """Raw outputs that say the truth."""
+    if task.output in ("categorical", "token-level", "sequence"):
+        return one_hot(targets.clamp_min(0), len(data.classes)).float() * 5
+    if task.output == "dense":
+        peaks = targets.clone()
+        peaks[..., :-4] = (targets[..., :-4] - 0.5) * 20
+        return peaks
+    return targets.float().reshape(len(targets), -1)
 
-    best, worst = (task.measure(logits, targets, data.classes) for logits in (right, wrong))
+
+def test_a_perfect_prediction_measures_best(task: Task, data: TaskData) -> None:
+    assert data.test is not None
+    targets = (data.test if len(data.test) > 8 else data.pool).targets[:30]
+    right = perfect(task, data, targets)
+    rng = torch_rng(0, "wrong")
+
+    best, worst = (
+        task.measure(logits, targets, data.classes) for logits in (right, torch.randn(right.shape, generator=rng))
+    )
 
     assert list(best) == list(worst)
     main = next(iter(best))
-    assert (best[main], worst[main]) == (1.0, 0.0)
+    assert best[main] == pytest.approx(1.0)
+    assert worst[main] < 0.95
     assert all(type(value) is float and np.isfinite(value) for value in (best | worst).values())
 
 
 def test_a_source_that_is_not_there(task: Task, tmp_path: Path) -> None:
-    missing = type(task)(**{**OPTIONS.get(task.name, {}), "source": "no-such-source"})
+    missing = type(task)(**{**options(task.name), "source": "no-such-source"})
 
     with pytest.raises(DataError, match="no-such-source") as caught:
         missing.load(tmp_path)
