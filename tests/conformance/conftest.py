@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import pytest
@@ -13,6 +14,8 @@ from fedstill.common.data.proxy import ProxySet
 from fedstill.common.labels import Classes
 from fedstill.common.learning import Training
 from fedstill.common.outputs import IGNORE
+from fedstill.common.outputs.dense import GEOMETRY
+from fedstill.common.outputs.sequence import END
 from fedstill.common.seeding import torch_rng
 from fedstill.common.task import Examples, TaskSpec
 
@@ -22,12 +25,32 @@ CLASSES: dict[str, Classes] = {
     "regression": ("y",),
     "ranking": ("first", "second", "third"),
     "token-level": ("O", "B", "I"),
+    "dense": ("cell", *GEOMETRY),
+    "sequence": ("[pad]", "[start]", "[end]", "one", "two", "three"),
 }
 
-MODELS = {"token-level": "bag-small"}
+MODELS = {"token-level": "bag-small", "dense": "centernet-small", "sequence": "seq2seq-small"}
 """Of the kinds that a fully connected network cannot answer."""
 
 VOCABULARY = 12
+
+
+def _brightness(inputs: Tensor) -> Tensor:
+    bright = inputs.unfold(2, 4, 4).unfold(3, 4, 4).mean((1, 4, 5)) > 0.5
+    return torch.cat([bright.unsqueeze(-1).float(), torch.zeros(*bright.shape, len(GEOMETRY))], -1)
+
+
+_RULES: dict[str, Callable[[Tensor], Tensor]] = {
+    "categorical": lambda inputs: inputs[:, :3].argmax(-1),
+    "multi-label": lambda inputs: (inputs[:, :2] > 0).float(),
+    "ranking": lambda inputs: one_hot(inputs[:, :3].argmax(-1), 3).float(),
+    "regression": lambda inputs: inputs[:, :1] * 2 - inputs[:, 1:2],
+    "token-level": lambda inputs: (inputs % 3).masked_fill(inputs == 0, IGNORE),
+    "dense": _brightness,
+    # A word for each word, then the end.
+    "sequence": lambda inputs: torch.cat([inputs[:, :2] + END, torch.full((len(inputs), 1), END)], 1),
+}
+"""Targets of inputs."""
 
 
 @dataclass(frozen=True)
@@ -46,11 +69,14 @@ class Synthetic:
 
     @property
     def spec(self) -> TaskSpec:
+        classes = CLASSES[self.output]
         if self.output == "token-level":
-            return TaskSpec(
-                "synthetic", self.output, "text", CLASSES[self.output], (6,), vocabulary=VOCABULARY, positions=(6,)
-            )
-        return TaskSpec("synthetic", self.output, "tabular", CLASSES[self.output], (4,))
+            return TaskSpec("synthetic", self.output, "text", classes, (6,), vocabulary=VOCABULARY, positions=(6,))
+        if self.output == "dense":
+            return TaskSpec("synthetic", self.output, "image", classes, (1, 8, 8), positions=(2, 2))
+        if self.output == "sequence":
+            return TaskSpec("synthetic", self.output, "translation", classes, (6,), vocabulary=4, positions=(3,))
+        return TaskSpec("synthetic", self.output, "tabular", classes, (4,))
 
     @property
     def proxy(self) -> ProxySet:
@@ -58,27 +84,26 @@ class Synthetic:
 
     @property
     def training(self) -> Training:
-        return Training(epochs=1, batch_size=8, learning_rate=0.05)
+        # Deep networks do not bear what a small one learns fastest with.
+        deep = self.output in ("dense", "sequence")
+        return Training(epochs=3 if deep else 1, batch_size=8, learning_rate=0.01 if deep else 0.05)
 
     def examples(self, count: int, owner: str) -> Examples:
         inputs = self._inputs(count, owner)
         return Examples(inputs, self.targets(inputs))
 
     def targets(self, inputs: Tensor) -> Tensor:
-        if self.output == "categorical":
-            return inputs[:, :3].argmax(-1)
-        if self.output == "multi-label":
-            return (inputs[:, :2] > 0).float()
-        if self.output == "ranking":
-            return one_hot(inputs[:, :3].argmax(-1), 3).float()
-        if self.output == "token-level":
-            return (inputs % 3).masked_fill(inputs == 0, IGNORE)
-        return inputs[:, :1] * 2 - inputs[:, 1:2]
+        return _RULES[self.output](inputs)
 
     def logits(self, inputs: Tensor) -> Tensor:
         """Raw outputs of somebody who knows more or less."""
         if self.output == "token-level":
             return one_hot(inputs % 3, 3) * 3.0
+        if self.output == "dense":
+            truth = self.targets(inputs)
+            return torch.cat([truth[..., :1] * 6 - 3, truth[..., 1:]], -1)
+        if self.output == "sequence":
+            return one_hot(self.targets(inputs), len(self.spec.classes)) * 6.0
         return inputs[:, : len(self.spec.classes)] * 3
 
     def _inputs(self, count: int, owner: str) -> Tensor:
@@ -86,6 +111,13 @@ class Synthetic:
         if self.output == "token-level":
             words = torch.randint(1, VOCABULARY, (count, 6), generator=rng)
             return words * (torch.arange(6) < torch.randint(2, 7, (count, 1), generator=rng))
+        if self.output == "dense":
+            where = torch.randint(4, (count,), generator=rng)
+            light = one_hot(where, 4).reshape(count, 1, 2, 2).float()
+            return light.repeat_interleave(4, 2).repeat_interleave(4, 3)
+        if self.output == "sequence":
+            words = torch.randint(1, 4, (count, 2), generator=rng)
+            return torch.cat([words, torch.zeros(count, 4, dtype=torch.int64)], 1)
         return torch.randn(count, 4, generator=rng)
 
 

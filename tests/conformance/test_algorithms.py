@@ -14,7 +14,7 @@ from torch import Tensor
 from fedstill.common import records
 from fedstill.common.algorithm import EVERY_OUTPUT, Algorithm, asked
 from fedstill.common.errors import ConfigError, KnowledgeError, Reason
-from fedstill.common.knowledge import Contribution, Knowledge, SoftLabels
+from fedstill.common.knowledge import KNOWLEDGE, Contribution, Knowledge, SoftLabels
 from fedstill.common.labels import Classes
 from fedstill.common.messages import Answer, Method, Order, TaskAnswer, TaskOrder
 from fedstill.common.models import build_model
@@ -30,7 +30,7 @@ Play = Callable[..., Any]
 
 METHODS: dict[str, type[Algorithm]] = ALGORITHMS.all()
 PAIRS = [(name, output) for name, method in METHODS.items() for output in sorted(method.outputs)]
-EXCHANGING = [pair for pair in PAIRS if METHODS[pair[0]].exchange in ("soft-labels", "parameters")]
+EXCHANGING = [pair for pair in PAIRS if METHODS[pair[0]].exchange in KNOWLEDGE]
 PREDICTING = [pair for pair in PAIRS if METHODS[pair[0]].exchange == "soft-labels" and pair[1] == "categorical"]
 
 MODEL = "mlp-small"
@@ -185,7 +185,8 @@ def test_something_is_learnt(name: str, output: str, synthetic: Any) -> None:
 
     def loss() -> float:
         with torch.no_grad():
-            return float(data.spec.kind.loss(model.eval()(seen.inputs), seen.targets))
+            inputs = data.spec.kind.forced(seen.inputs, seen.targets)
+            return float(data.spec.kind.loss(model.eval()(inputs), seen.targets))
 
     before = loss()
     model.load_state_dict(dict(drive(name, data, rounds=10).models[who]))
@@ -216,7 +217,7 @@ def test_kinds_of_knowledge_are_as_declared(name: str, output: str, synthetic: A
 def test_one_client_is_enough(name: str, output: str, synthetic: Any) -> None:
     played = drive(name, synthetic(output), clients=1)
 
-    assert len(played.answers) == (1 if METHODS[name].exchange in ("soft-labels", "parameters") else 0)
+    assert len(played.answers) == (1 if METHODS[name].exchange in KNOWLEDGE else 0)
 
 
 @pytest.mark.parametrize(("name", "output"), EXCHANGING)

@@ -8,7 +8,8 @@ Itahara et al. 2021, https://arxiv.org/abs/2008.06180, section 3. With client k'
 
 Deviations: distillation minimises KL(q ‖ p) instead of the cross-entropy, which differs by a constant; the paper trains
 a separate server model in the same way, which here is the teacher's business (`teacher.kind = "model"`); the new random
-open samples of each round are the scenario's `proxy.per-round`.
+open samples of each round are the scenario's `proxy.per-round`. It is not for heat maps of objects, whose peaks it
+flattens, nor for words of a large vocabulary.
 """
 
 from __future__ import annotations
@@ -18,7 +19,6 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from fedstill.common import check
-from fedstill.common.algorithm import EVERY_OUTPUT
 from fedstill.common.ensemble import mean_soft_labels, sharpened
 from fedstill.common.knowledge import Contribution, Knowledge, SoftLabels
 from fedstill.common.sides import Client, Server, soft_labels_of
@@ -35,7 +35,7 @@ class DSFL:
 
     name: ClassVar[str] = "dsfl"
     paper: ClassVar[str] = "Itahara et al. 2021, https://arxiv.org/abs/2008.06180"
-    outputs: ClassVar[frozenset[str]] = EVERY_OUTPUT - {"regression"}  # which has no entropy
+    outputs: ClassVar[frozenset[str]] = frozenset({"categorical", "multi-label", "token-level", "ranking"})
     exchange: ClassVar[str] = "soft-labels"
     homogeneous: ClassVar[bool] = False
 

@@ -92,7 +92,9 @@ class Sequence(OutputKind):
         return soft * (hypotheses(soft) != PAD).unsqueeze(-1)
 
     def combine(self, opinions: Several[NDArray[np.float32]], shares: NDArray[np.float64]) -> NDArray[np.float64]:
-        """For each sample the opinion whose hypothesis is most like all opinions' (its own included).
+        """For each sample the hypothesis that is most like all opinions' (its own included).
+
+        Its distributions are the mean of those who wrote it.
 
         An opinion counts by its share and by how sure its author was, the geometric mean of its tokens' probabilities:
         the risk is an expectation, and who met a word in training is surer of it. The first one among equals.
@@ -105,7 +107,11 @@ class Sequence(OutputKind):
             told = [number for number, tokens in enumerate(written) if tokens[sample] and tokens[sample][0] != PAD]
             if told:
                 support = _support([written[number][sample] for number in told], weights[told, sample])
-                total[sample] = opinions[told[support.index(max(support))]][sample]
+                best = written[told[support.index(max(support))]][sample]
+                authors = [number for number in told if written[number][sample] == best]
+                parts = weights[authors, sample] if weights[authors, sample].any() else np.ones(len(authors))
+                for number, part in zip(authors, parts / parts.sum(), strict=True):
+                    total[sample] += part * opinions[number][sample]
         return total
 
 
