@@ -19,8 +19,9 @@ from fedstill.common.algorithms.fedmd import FedMD
 from fedstill.common.algorithms.local import Local
 from fedstill.common.data.proxy import ProxySet
 from fedstill.common.errors import ConfigError, KnowledgeError, UnsupportedError
-from fedstill.common.knowledge import Contribution, Knowledge, Parameters, SoftLabels
+from fedstill.common.knowledge import KNOWLEDGE, Contribution, Knowledge, Parameters, SoftLabels
 from fedstill.common.learning import Training
+from fedstill.common.outputs import OUTPUTS
 from fedstill.common.registry import ALGORITHMS
 from fedstill.common.scenario import build
 from fedstill.common.sides import Client, Server, parameters_of, soft_labels_of
@@ -270,6 +271,6 @@ class TestEveryMethod:
     def test_it_says_what_it_is(self, name: str) -> None:
         kind = ALGORITHMS.get(name)
         assert kind.name == name
-        assert kind.exchange in ("soft-labels", "parameters", "nothing", "data")
+        assert kind.exchange in (*KNOWLEDGE, "nothing", "data")
         assert kind.outputs <= set(OUTPUTS.names())
         assert not kind.paper or "https://" in kind.paper

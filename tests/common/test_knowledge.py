@@ -9,7 +9,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedstill.common.errors import DataError, KnowledgeError, Reason
-from fedstill.common.knowledge import Parameters, SoftLabels, knowledge_from_parts
+from fedstill.common.knowledge import (
+    MOST_RELATED,
+    WIDEST_FEATURES,
+    Features,
+    Parameters,
+    Relations,
+    SoftLabels,
+    knowledge_from_parts,
+)
 from fedstill.common.labels import label_space, ordered, positions
 
 GOOD: dict[str, Any] = {
@@ -101,6 +109,91 @@ def test_soft_labels_are_their_parts(seed: int, output: str, form: Any, temperat
     np.testing.assert_array_equal(again.samples, labels.samples)
 
 
+def distances(*values: float) -> np.ndarray[Any, Any]:
+    """A symmetric matrix from the numbers above its diagonal."""
+    count = int((1 + math.sqrt(1 + 8 * len(values))) / 2)
+    matrix = np.zeros((count, count), np.float32)
+    matrix[np.triu_indices(count, 1)] = values
+    return matrix + matrix.T
+
+
+def cell(row: int, column: int, value: float) -> np.ndarray[Any, Any]:
+    matrix = distances(0.5, 1.0, 1.5)
+    matrix[row, column] = value
+    return matrix
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"samples": np.array([1, 1, 2])}, Reason.SAMPLES),
+        ({"samples": np.array([1, 2])}, Reason.SHAPE),
+        ({"values": distances(0.5, 1.0, 1.5)[:2]}, Reason.SHAPE),
+        ({"values": distances(0.5, 1.0, 1.5)[None]}, Reason.SHAPE),
+        ({"values": distances(0.5, 1.0, 1.5).astype(np.float64)}, Reason.TYPE),
+        ({"values": distances(0.5, math.nan, 1.5)}, Reason.NOT_FINITE),
+        ({"values": distances(0.5, math.inf, 1.5)}, Reason.NOT_FINITE),
+        ({"values": distances(-1.0, 1.0, 3.0)}, Reason.RANGE),  # their mean is 1
+        ({"values": distances(5.0, 10.0, 15.0)}, Reason.RANGE),
+        ({"values": distances(1.5, 1.5, 1.5)}, Reason.RANGE),
+        ({"values": distances(0.05, 0.1, 0.15)}, Reason.RANGE),
+        ({"values": cell(0, 1, 0.505)}, Reason.RANGE),  # its counterpart is 0.5
+        ({"values": cell(0, 0, 0.001)}, Reason.RANGE),
+    ],
+)
+def test_malformed_relations_are_refused(change: dict[str, Any], reason: Reason) -> None:
+    good = {"samples": np.array([3, 1, 2]), "values": distances(0.5, 1.0, 1.5)}
+    Relations(**good)
+    with pytest.raises(KnowledgeError) as caught:
+        Relations(**good | change)
+    assert caught.value.reason is reason
+
+
+def test_relations_of_one_place_and_of_few_samples() -> None:
+    for values in (distances(0, 0, 0), distances(1), np.zeros((1, 1), np.float32), np.zeros((0, 0), np.float32)):
+        Relations(np.arange(len(values)), values)
+    count = MOST_RELATED + 1
+    with pytest.raises(KnowledgeError, match=f"at most {MOST_RELATED} .lower proxy.per-round"):
+        Relations(np.arange(count), np.broadcast_to(np.float32(0), (count, count)))
+
+
+@pytest.mark.parametrize(
+    ("values", "reason"),
+    [
+        (np.zeros((3, 2), np.float32), Reason.SHAPE),
+        (np.zeros(2, np.float32), Reason.SHAPE),
+        (np.zeros((2, 0), np.float32), Reason.SHAPE),
+        (np.zeros((2, 3, 4), np.float32), Reason.SHAPE),
+        (np.zeros((2, WIDEST_FEATURES + 1), np.float32), Reason.SHAPE),
+        (np.zeros((2, 3), np.float16), Reason.TYPE),
+        (np.full((2, 3), math.nan, np.float32), Reason.NOT_FINITE),
+        (np.full((2, 3), -1e5, np.float32), Reason.RANGE),
+    ],
+)
+def test_malformed_features_are_refused(values: np.ndarray[Any, Any], reason: Reason) -> None:
+    Features(np.array([5, 3]), np.full((2, WIDEST_FEATURES), -1e4, np.float32))
+    with pytest.raises(KnowledgeError) as caught:
+        Features(np.array([5, 3]), values)
+    assert caught.value.reason is reason
+
+
+@pytest.mark.parametrize(
+    "knowledge",
+    [
+        Relations(np.array([3, 1, 2]), distances(0.5, 1.0, 1.5)),
+        Features(np.array([3, 1]), np.array([[1, -2, 3], [4, 5, 6]], np.float32)),
+    ],
+    ids=lambda knowledge: str(knowledge.kind),
+)
+def test_relations_and_features_are_their_parts(knowledge: Relations | Features) -> None:
+    again = knowledge_from_parts(knowledge.kind, knowledge.header(), knowledge.arrays())
+    assert type(again) is type(knowledge)
+    for name, array in knowledge.arrays().items():
+        np.testing.assert_array_equal(again.arrays()[name], array)
+    with pytest.raises(KnowledgeError, match="expected 'samples' among them"):
+        knowledge_from_parts(knowledge.kind, {}, {"values": knowledge.values})
+
+
 def test_parameters_are_their_parts() -> None:
     parameters = Parameters("mlp-small", {"w": np.ones((2, 3), np.float32), "n": np.array(7)})
     again = knowledge_from_parts(parameters.kind, parameters.header(), parameters.arrays())
@@ -119,7 +212,7 @@ def test_a_header_without_a_part_is_refused(missing: str) -> None:
 
 def test_unknown_kinds_and_missing_arrays() -> None:
     labels = SoftLabels(**GOOD)
-    with pytest.raises(KnowledgeError, match="expected soft-labels or parameters"):
+    with pytest.raises(KnowledgeError, match="expected soft-labels or relations or features or parameters"):
         knowledge_from_parts("gossip", labels.header(), labels.arrays())
     with pytest.raises(KnowledgeError, match="expected 'values' among them"):
         SoftLabels.from_parts(labels.header(), {"samples": labels.samples})

@@ -169,7 +169,7 @@ def test_every_family_describes_its_sizes() -> None:
         assert family.name == name
         assert family.sizes or name == "hf"  # whose sizes are paths
         assert all(isinstance(line, str) and line for line in family.sizes.values())
-        assert family.modalities <= {"image", "tabular", "text"}
+        assert family.modalities <= {"image", "speech", "tabular", "text", "translation"}
 
 
 def test_names_go_from_small_to_large() -> None:
@@ -178,4 +178,4 @@ def test_names_go_from_small_to_large() -> None:
         "linear-softmax",
         *("mlp-small", "mlp-medium", "mlp-large"),
     )
-    assert len(set(model_names())) == len(model_names()) == 13
+    assert len(set(model_names())) == len(model_names()) == 24

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from fedstill.common.data.proxy import ProxySet, content_digest
-from fedstill.common.errors import ConfigError, KnowledgeError, Reason
+from fedstill.common.errors import ConfigError, DataError, KnowledgeError, Reason
 
 INPUTS = torch.arange(24, dtype=torch.float32).reshape(6, 4)
 
@@ -49,3 +49,11 @@ def test_drawing_is_seeded_sorted_and_without_replacement() -> None:
     assert proxy.draw(0, seed=1).tolist() == proxy.draw(6, seed=1).tolist() == list(range(6))
     with pytest.raises(ConfigError, match=r"proxy\.per-round=7: expected at most 6"):
         proxy.draw(7, seed=1)
+
+
+def test_a_sample_that_no_model_can_read() -> None:
+    inputs = torch.zeros(4, 1, 2, 2)
+    inputs[2, 0, 1, 1] = float("nan")
+
+    with pytest.raises(DataError, match="proxy sample 2 with numbers that are not finite: expected inputs"):
+        ProxySet(inputs)

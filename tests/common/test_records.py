@@ -174,8 +174,8 @@ def test_a_malformed_description_is_refused(key: str, value: Any) -> None:
 
 def test_another_protocol_is_refused_with_a_cure() -> None:
     content = records.write_question()
-    content.config_records["fedstill"]["protocol"] = 2
-    with pytest.raises(MismatchError, match=r"protocol 2: expected 1 \(install the same version") as caught:
+    content.config_records["fedstill"]["protocol"] = 1
+    with pytest.raises(MismatchError, match=r"protocol 1: expected 2 \(install the same version") as caught:
         records.check_protocol(content)
     assert caught.value.reason is Reason.PROTOCOL
     with pytest.raises(KnowledgeError, match="expected a record 'fedstill'"):

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from fedstill.common.errors import UnsupportedError
 from fedstill.common.learning import Training, fit, predict
 from fedstill.common.models import build_model, model_names, parameter_count
 from fedstill.common.models.transformer import sinusoids
@@ -121,3 +122,10 @@ def test_sinusoids_by_hand() -> None:
     # Rates of 1 and 1 / 100 for a width of 4.
     expected = [[0, 1, 0, 1], [math.sin(1), math.cos(1), math.sin(0.01), math.cos(0.01)]]
     torch.testing.assert_close(sinusoids(2, 4), torch.tensor(expected))
+
+
+def test_word_counts_compare_no_texts() -> None:
+    spec = TaskSpec("pairs", "regression", "text", ("score",), (2, 5), vocabulary=20)
+
+    with pytest.raises(UnsupportedError, match="model 'linear-softmax' for 2 texts at once: expected one text"):
+        build_model("linear-softmax", spec, seed=0)

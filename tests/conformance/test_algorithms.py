@@ -154,7 +154,7 @@ def test_what_it_says_of_itself(name: str) -> None:
     method = METHODS[name]
 
     assert method.name == name
-    assert method.exchange in ("soft-labels", "parameters", "nothing", "data")
+    assert method.exchange in (*KNOWLEDGE, "nothing", "data")
     assert method.outputs
     assert method.outputs <= EVERY_OUTPUT == set(OUTPUTS.names())
     assert isinstance(method.homogeneous, bool)

@@ -75,7 +75,7 @@ def test_bytes_on_the_wire_are_pinned(play_small: Play) -> None:
         {name: (sizes["up"], sizes["down"]) for name, sizes in record["bytes"]["clients"].items()}
         for record in played.records
     ]
-    up_and_down = [(447, 563), (1319, 564), (1518, 1426), (447, 1423)]
+    up_and_down = [(499, 619), (1375, 620), (1634, 1482), (499, 1479)]
     assert traffic == [dict.fromkeys(played.records[0]["cohort"], sizes) for sizes in up_and_down]
 
 

@@ -9,7 +9,7 @@ from typing import Any
 OPTIONS: dict[str, Any] = {"source": "commands", "vocabulary": 60, "length": 6}
 
 _PLACES = ("Rome", "New York", "Oslo")
-_SONGS = ("Yesterday", "Let It Be", "Help")
+_SONGS = ("Hey Jude", "Let It Be", "Yellow Submarine")
 
 
 def write(folder: Path) -> None:

@@ -14,6 +14,7 @@ def write(folder: Path) -> None:
     for part, count in (("train", 60), ("test", 20)):
         lines = []
         for number in range(count):
-            person = ["Ann\tB-person", "Lee\tI-person"] if number % 2 else ["Bob\tB-person"]
-            lines += ["then\tO", *person, "saw\tO", f"{('Rome', 'Oslo')[number % 3 % 2]}\tB-location", ""]
+            person = (("Ann", "Lee"), ("Bob", "May"))[number % 2]
+            lines += ["then\tO", f"{person[0]}\tB-person", f"{person[1]}\tI-person", "saw\tO"]
+            lines += [f"{('Rome', 'Oslo', 'Bonn')[number % 3]}\tB-location", ""]
         (folder / "names" / f"{part}.conll").write_text("\n".join(lines) + "\n")

@@ -24,7 +24,7 @@ from fedstill.common.algorithm import asked
 from fedstill.common.algorithms.dsfl import DSFL
 from fedstill.common.algorithms.fedmd import FedMD
 from fedstill.common.errors import Reason
-from fedstill.common.knowledge import Knowledge, Parameters, SoftLabels
+from fedstill.common.knowledge import Features, Knowledge, Parameters, Relations, SoftLabels
 from fedstill.common.learning import Training
 from fedstill.common.messages import Answer, Method, Order, TaskAnswer, TaskOrder
 from fedstill.common.sides import ClientInfo
@@ -132,7 +132,7 @@ def change(record: str, key: str, value: Any) -> RecordDict:
 @pytest.mark.parametrize(
     ("record", "key", "value", "expected"),
     [
-        ("fedstill", "protocol", 2, Reason.PROTOCOL),
+        ("fedstill", "protocol", 1, Reason.PROTOCOL),
         ("fedstill", "protocol", b"1", Reason.PROTOCOL),
         ("fedstill", "client", 7, Reason.MALFORMED),
         ("fedstill", "client", "x" * 50_000, Reason.SENDER),
@@ -251,6 +251,54 @@ def test_a_method_says_what_it_asks_for() -> None:
     assert reason(content(), gate(asked=hot)) is Reason.KIND
     sent = content(labels(form="logits", temperature=2.0))
     assert isinstance(gate(asked=hot).admit(message(sent)), Answer)
+
+
+FEATURES = Features(SAMPLES, np.array([[1, 2], [-3, 4], [5, 6]], np.float32))
+RELATIONS = Relations(SAMPLES, np.array([[0, 0.5, 1], [0.5, 0, 1.5], [1, 1.5, 0]], np.float32))
+
+
+@pytest.mark.parametrize("sent", [FEATURES, RELATIONS], ids=lambda sent: str(sent.kind))
+def test_relations_and_features(sent: Features | Relations) -> None:
+    admitted = gate(sent.kind).admit(message(content(sent)))
+    assert isinstance(admitted, Answer)
+    told = admitted.tasks["pets"].knowledge
+    assert isinstance(told, type(sent))
+    np.testing.assert_array_equal(told.values, sent.values)
+    np.testing.assert_array_equal(told.samples, SAMPLES)
+    # What a method did not ask for:
+    assert reason(content(sent)) is Reason.KIND
+    assert reason(content(), gate(sent.kind)) is Reason.KIND
+    # The common space and the mean distances are about samples that everybody answered.
+    for ids in ([5, 2, 9], [2, 5, 8], [0, 1, 2]):
+        assert reason(content(replace(sent, samples=np.array(ids))), gate(sent.kind)) is Reason.SAMPLES
+    two = np.array([[0, 1], [1, 0]], np.float32)
+    assert reason(content(replace(sent, samples=SAMPLES[:2], values=two)), gate(sent.kind)) is Reason.SAMPLES
+
+
+@pytest.mark.parametrize(
+    ("sent", "values", "expected"),
+    [
+        (FEATURES, np.full((3, 2), np.nan, np.float32), Reason.NOT_FINITE),
+        (FEATURES, np.full((3, 2), 1e30, np.float32), Reason.RANGE),
+        (FEATURES, np.zeros((3, 5000), np.float32), Reason.SHAPE),
+        (FEATURES, np.zeros((3, 0), np.float32), Reason.SHAPE),
+        (FEATURES, np.zeros((4, 2), np.float32), Reason.SHAPE),
+        (FEATURES, np.zeros((3, 2), np.float64), Reason.TYPE),
+        (RELATIONS, np.full((3, 3), np.inf, np.float32), Reason.NOT_FINITE),
+        (RELATIONS, RELATIONS.values * 100, Reason.RANGE),
+        (RELATIONS, np.triu(RELATIONS.values) * 2, Reason.RANGE),
+        (RELATIONS, -RELATIONS.values, Reason.RANGE),
+        (RELATIONS, np.eye(3, dtype=np.float32), Reason.RANGE),
+        (RELATIONS, RELATIONS.values[:, :2].copy(), Reason.SHAPE),
+        (RELATIONS, np.array(1, np.float32), Reason.SHAPE),
+    ],
+)
+def test_hostile_relations_and_features(
+    sent: Features | Relations, values: np.ndarray[Any, Any], expected: Reason
+) -> None:
+    hostile = content(sent)
+    hostile.array_records["knowledge.pets"]["values"] = Array(values)
+    assert reason(hostile, gate(sent.kind)) is expected
 
 
 def put(data: bytes | np.ndarray[Any, Any], name: str = "values") -> RecordDict:

@@ -12,10 +12,11 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 from fedstill.common.data.federation import federate
-from fedstill.common.errors import ConfigError, DataError
+from fedstill.common.errors import ConfigError, DataError, UnsupportedError
 from fedstill.common.knowledge import SoftLabels
 from fedstill.common.messages import ROUND
 from fedstill.common.scenario import Scenario, parse
+from fedstill.common.task import Examples, TaskData
 
 Play = Callable[..., Any]
 
@@ -149,3 +150,29 @@ def test_classes_that_are_told_as_one() -> None:
         tasks = {"parity": {**DIGIT, "merge": merge}}
         with pytest.raises(DataError, match="merge"):
             federate(scenario(tasks=tasks), None)
+
+
+def test_a_task_that_no_client_has(play_small: Play) -> None:
+    def tamper(message: Message, context: Context, inner: ClientApp) -> Message:
+        reply = inner(message, context)
+        reply.content.config_records.pop("task.parity", None)
+        return reply
+
+    tasks = {
+        "digit": {**DIGIT, "proxy": {"samples": 50}},
+        "parity": {**PARITY, "clients": [2, 3], "proxy": {"samples": 50}},
+    }
+    with pytest.raises(UnsupportedError, match="task 'parity', which no client has: expected at least one"):
+        play_small(scenario=scenario(tasks=tasks), tamper=tamper)
+
+
+def test_raw_scores_where_there_is_padding() -> None:
+    tagging = {"kind": "tagging", "source": "x", "models": ["bag-small"]}
+
+    with pytest.raises(ConfigError, match="'fedmd' with raw scores and task 'names' of output kind 'token-level'"):
+        scenario(algorithm={"name": "fedmd", "scores": "logits"}, tasks={"names": tagging})
+
+
+def test_token_ids_outside_the_vocabulary() -> None:
+    with pytest.raises(DataError, match="token id 7: expected whole numbers from 0 to 4"):
+        TaskData(Examples(torch.tensor([[1, 7]]), torch.tensor([0])), ("a",), vocabulary=5)

@@ -13,12 +13,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn.functional import pdist
+from torch.nn.functional import pad, pdist
 
 from fedstill.common.errors import KnowledgeError, Reason
 from fedstill.common.knowledge import Features, Relations
-
-Matrix = NDArray[np.float64]
 
 _Opinion = TypeVar("_Opinion", Relations, Features)
 
@@ -82,22 +80,23 @@ def common_space(opinions: Sequence[Features], *, width: int) -> Features:
         KnowledgeError: if there is no sample that everybody has.
     """
     samples, views = _in_common(opinions)
-    whitened = [_whitened(one.values[view].astype(np.float64)) for one, view in zip(opinions, views, strict=True)]
-    vectors, sizes, _ = np.linalg.svd(np.concatenate(whitened, 1), full_matrices=False)
+    # Torch, for NumPy's own linear algebra starts a thread for each core, whatever the run is allowed.
+    whitened = [
+        _whitened(torch.from_numpy(one.values[view]).double()) for one, view in zip(opinions, views, strict=True)
+    ]
+    vectors, sizes, _ = torch.linalg.svd(torch.cat(whitened, 1), full_matrices=False)
     kept = vectors[:, :width] * (sizes[:width] > _NOTHING)
-    largest = kept[np.abs(kept).argmax(0), np.arange(kept.shape[1])]
-    space = np.zeros((len(samples), width), dtype=np.float32)
-    space[:, : kept.shape[1]] = kept * np.where(largest < 0, -1, 1) * np.sqrt(len(samples))
-    return Features(samples, space)
+    largest = kept.gather(0, kept.abs().argmax(0, keepdim=True))
+    columns = torch.where(largest < 0, -kept, kept) * len(samples) ** 0.5
+    return Features(samples, pad(columns, (0, width - columns.shape[1])).float().numpy())
 
 
-def _whitened(view: Matrix) -> Matrix:
+def _whitened(view: Tensor) -> Tensor:
     """Samples (N, D) in the view's principal directions, each with variance 1 (less where it hardly varies)."""
-    vectors, sizes, _ = np.linalg.svd(view - view.mean(0), full_matrices=False)
-    if not sizes.max(initial=0) > _NOTHING:
-        return np.zeros_like(vectors)
-    whitened: Matrix = vectors * (sizes / np.sqrt(sizes**2 + _RIDGE * sizes.max() ** 2))
-    return whitened
+    vectors, sizes, _ = torch.linalg.svd(view - view.mean(0), full_matrices=False)
+    if not sizes.max() > _NOTHING:
+        return torch.zeros_like(vectors)
+    return vectors * (sizes / (sizes**2 + _RIDGE * sizes.max() ** 2).sqrt())
 
 
 def _in_common(opinions: Sequence[_Opinion]) -> tuple[NDArray[np.int64], list[NDArray[np.int64]]]:

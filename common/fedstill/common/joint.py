@@ -10,11 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from fedstill.common.learning import Loss, Training, arranged, computing
+from fedstill.common.learning import Loss, Regulariser, Training, arranged, computing
 from fedstill.common.seeding import torch_rng, torch_seeded
 
 LARGEST_LOG_VARIANCE = 4.0
@@ -32,6 +33,7 @@ class Part:
         loss: of (logits, *targets).
         seed: of the order of samples.
         log_variance: s_t.
+        regulariser: a loss of its own on each batch, or None.
     """
 
     model: nn.Module
@@ -40,11 +42,10 @@ class Part:
     loss: Loss
     seed: int
     log_variance: float = 0.0
+    regulariser: Regulariser | None = None
 
 
-def fit_jointly(
-    parts: Sequence[Part], *, training: Training, epochs: int, seed: int, uncertainty: bool
-) -> list[float]:
+def fit_jointly(parts: Sequence[Part], *, training: Training, epochs: int, seed: int, uncertainty: bool) -> list[float]:
     """Train models in place with one fresh optimiser.
 
     Args:
@@ -63,13 +64,13 @@ def fit_jointly(
     with computing(joint, training) as (_, step), torch_seeded(seed, "dropout"):
         joint.train()
         for _ in range(epochs):
-            rows = [torch.randperm(len(part.inputs), generator=order) for part, order in zip(parts, orders, strict=True)]
-            batches = [torch.split(row, training.batch_size) for row in rows]
+            batches = [
+                torch.split(torch.randperm(len(part.inputs), generator=order), training.batch_size)
+                for part, order in zip(parts, orders, strict=True)
+            ]
             for turn in range(max(map(len, batches))):
                 losses = {
-                    number: part.loss(
-                        joint(number, part.inputs[rows[turn]]), *(target[rows[turn]] for target in part.targets)
-                    )
+                    number: joint.loss(number, part, rows[turn])
                     for number, (part, rows) in enumerate(zip(parts, batches, strict=True))
                     if turn < len(rows)
                 }
@@ -89,6 +90,13 @@ class _Joint(nn.Module):
         ready = inputs.to(self.log_variances.dtype) if inputs.is_floating_point() else inputs
         outputs: Tensor = self.models[number](ready)
         return outputs.float()
+
+    def loss(self, number: int, part: Part, rows: Tensor) -> Tensor:
+        inputs = part.inputs[rows]
+        value = part.loss(self(number, inputs), *(target[rows] for target in part.targets))
+        if part.regulariser is not None:
+            value = value + part.regulariser(partial(self, number), inputs)
+        return value
 
     def bounded(self) -> Tensor:
         return self.log_variances.float().clamp(-LARGEST_LOG_VARIANCE, LARGEST_LOG_VARIANCE)

@@ -206,6 +206,7 @@ def _optimizer(weights: list[Tensor], training: Training) -> torch.optim.Optimiz
 
 
 def arranged(inputs: Tensor, training: Training) -> Tensor:
+    """Inputs in the memory layout in which they are computed."""
     if inputs.dim() == 4 and training.channels_last:
         return inputs.to(memory_format=torch.channels_last)
     return inputs

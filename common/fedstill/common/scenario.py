@@ -11,10 +11,11 @@ from typing import Any, Literal
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from fedstill.common import check
-from fedstill.common.algorithm import Algorithm
+from fedstill.common.algorithm import Algorithm, asked
 from fedstill.common.augment import check_views
 from fedstill.common.errors import ConfigError, nearest
 from fedstill.common.learning import Training
+from fedstill.common.outputs import output_kind
 from fedstill.common.registry import ALGORITHMS, CODECS, TASKS
 from fedstill.common.task import Task
 
@@ -210,6 +211,13 @@ class Scenario:
                     f"algorithm '{self.algorithm.name}' with task '{name}' of output kind '{plan.task.output}'",
                     f"expected one of {', '.join(sorted(self.algorithm.outputs))}",
                     "choose another algorithm",
+                )
+            if asked(self.algorithm)[0] == "logits" and output_kind(plan.task.output).has_positions:
+                raise ConfigError(
+                    f"algorithm '{self.algorithm.name}' with raw scores and task '{name}' of output kind "
+                    f"'{plan.task.output}'",
+                    "expected probabilities, of which padding has none",
+                    'set algorithm.scores = "probabilities"',
                 )
             if self.training.consistency:
                 check_views(name, output=plan.task.output, modality=plan.task.modality)

@@ -87,6 +87,8 @@ class TaskData:
 
     def __post_init__(self) -> None:
         for part in (self.pool, self.test):
+            if part is not None:
+                self._check_tokens(part)
             if part is None or part.targets.dtype != torch.int64:
                 continue
             labels = part.targets[part.targets != IGNORE]
@@ -99,6 +101,15 @@ class TaskData:
                     f"expected 0 to {len(self.classes) - 1}, the label space of {len(self.classes)} classes",
                     "correct the labels or name all classes",
                 )
+
+    def _check_tokens(self, part: Examples) -> None:
+        if not self.vocabulary or not part.inputs.numel():
+            return
+        low, high = int(part.inputs.min()), int(part.inputs.max())
+        if part.inputs.is_floating_point() or low < 0 or high >= self.vocabulary:
+            raise DataError(
+                f"token id {low if low < 0 else high}", f"expected whole numbers from 0 to {self.vocabulary - 1}"
+            )
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fedstill.common.data.federation import federate
 from fedstill.common.data.proxy import ProxySet
+from fedstill.common.knowledge import LABEL_FREE
 from fedstill.common.models import check_model
 from fedstill.common.scenario import Scenario
 from fedstill.common.task import Examples, Task, TaskSpec
@@ -50,10 +51,12 @@ def simulated(scenario: Scenario, data_dir: Path | None) -> Mapping[str, ServerT
         ConfigError, UnsupportedError: for a model that is not known, or cannot read the task's inputs.
     """
     federation = federate(scenario, data_dir)
+    features = scenario.algorithm.exchange in LABEL_FREE
     for name, share in federation.tasks.items():
         # Every client would find out for itself, one by one.
-        for model in dict.fromkeys((*scenario.tasks[name].models, scenario.tasks[name].server_model)):
-            check_model(model, share.spec)
+        for model in dict.fromkeys(scenario.tasks[name].models):
+            check_model(model, share.spec, features=features)
+        check_model(scenario.tasks[name].server_model, share.spec)
     return {
         name: ServerTask(
             task=scenario.tasks[name].task,

@@ -113,6 +113,19 @@ def gather(grid: Grid, tasks: Mapping[str, ServerTask], *, count: int, least: in
     return Roster({name: told[name][0] for name in names}, {name: told[name][1] for name in names}, refused)
 
 
+def check_tasks(roster: Roster, tasks: Mapping[str, ServerTask]) -> None:
+    """Refuse a run with a task that no client has.
+
+    Raises:
+        UnsupportedError: naming the task.
+    """
+    for task in tasks:
+        if not roster.infos(task):
+            raise UnsupportedError(
+                f"task '{task}', which no client has", "expected at least one", "start a client for it, or leave it out"
+            )
+
+
 def check_models(roster: Roster, algorithm: Algorithm, tasks: Mapping[str, ServerTask]) -> None:
     """Refuse a method that needs one architecture where clients have several, or know different classes.
 
@@ -175,7 +188,7 @@ def _check_task(client: str, name: str, told: TaskDescription, own: ServerTask) 
     pairs = {
         "output kind": (told.output, spec.output),
         "modality": (told.modality, spec.modality),
-        "tokenizer": (told.tokenizer[:12], spec.tokenizer[:12]),
+        "tokenizer": (told.tokenizer[:12] or "none", spec.tokenizer[:12] or "none"),
         "input shape": (told.input_shape, spec.input_shape),
         "output positions": (told.positions, spec.positions),
         "proxy set": (told.proxy_digest[:12], own.proxy.digest[:12]),

@@ -179,6 +179,7 @@ def _roster(run: Run) -> Roster:
     least = max(1, math.ceil(clients.cohort * clients.quorum * clients.count))
     deadline = run.scenario.rounds.deadline
     roster = rosters.gather(run.grid, run.tasks, count=clients.count, least=least, deadline=deadline)
+    rosters.check_tasks(roster, run.tasks)
     rosters.check_models(roster, run.scenario.algorithm, run.tasks)
     run.folder.add(roster=roster.table(), labels={name: list(task.spec.classes) for name, task in run.tasks.items()})
     return roster

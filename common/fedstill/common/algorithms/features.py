@@ -57,7 +57,7 @@ class FeatureHints:
         check.at_least(1, algorithm_width=self.width, algorithm_epochs=self.epochs)
         if self.width > WIDEST_FEATURES:
             raise ConfigError(f"algorithm_width={self.width}", f"expected at most {WIDEST_FEATURES}")
-        check.at_least(0, algorithm_weight=self.weight)
+        check.positive(algorithm_weight=self.weight)
 
     def start(self, server: Server) -> None:
         """Nothing to tell before the first answers."""

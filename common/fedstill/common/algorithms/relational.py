@@ -47,7 +47,7 @@ class Relational:
     epochs: int = 2
 
     def __post_init__(self) -> None:
-        check.at_least(0, algorithm_weight=self.weight)
+        check.positive(algorithm_weight=self.weight)
         check.at_least(1, algorithm_epochs=self.epochs)
 
     def start(self, server: Server) -> None:

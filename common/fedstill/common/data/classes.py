@@ -84,7 +84,8 @@ def merged(data: TaskData, merge: Sequence[str]) -> TaskData:
                 raise DataError(f"merge '{line}'", "expected NAME: CLASS CLASS …, each class once", "see the classes")
             place[label] = number
     # A file may number its labels with gaps: what never occurs needs no new name.
-    occurring = {data.classes[label] for part in (data.pool, data.test) if part for label in torch.unique(part.targets).tolist()}
+    labels = torch.cat([part.targets for part in (data.pool, data.test) if part is not None])
+    occurring = {data.classes[label] for label in torch.unique(labels).tolist()}
     if left := sorted(occurring - place.keys()):
         raise DataError(f"merge = {list(merge)}", f"expected every class, and '{left[0]}' is left out", "add it")
     renumbered = torch.tensor([place.get(label, 0) for label in data.classes])

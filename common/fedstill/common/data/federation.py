@@ -98,7 +98,9 @@ def _federate(tasks: tuple[tuple[str, TaskPlan], ...], clients: int, seed: int, 
     splits = _splits(dict(tasks), data, seed)
     for task_name, plan in tasks:
         own_seed = derive(seed, "data", task_name)
-        owners, shares[task_name] = _share(task_name, plan, data[task_name], splits[task_name], clients, own_seed)
+        owners, shares[task_name] = _share(
+            task_name, plan, data[task_name], splits[task_name], clients=clients, seed=own_seed
+        )
         names = names or (client_names(clients) if plan.clients else owners)
     if len(tasks) > 1:
         names = client_names(clients)
@@ -140,7 +142,7 @@ def _renamed(share: TaskShare, names: tuple[str, ...], plan: TaskPlan) -> TaskSh
 
 
 def _share(
-    name: str, plan: TaskPlan, data: TaskData, rows: Split, clients: int, seed: int
+    name: str, plan: TaskPlan, data: TaskData, rows: Split, *, clients: int, seed: int
 ) -> tuple[tuple[str, ...], TaskShare]:
     pool = data.pool
     public = pool.take(rows.public)

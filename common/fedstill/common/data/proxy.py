@@ -6,10 +6,11 @@ import hashlib
 from dataclasses import dataclass, field
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fedstill.common.errors import ConfigError, KnowledgeError, Reason
+from fedstill.common.errors import ConfigError, DataError, KnowledgeError, Reason
 from fedstill.common.seeding import numpy_rng
 
 
@@ -20,12 +21,22 @@ class ProxySet:
     Attributes:
         inputs: (P, …) inputs as the models read them.
         digest: SHA-256 of content, shape and type, hexadecimal.
+
+    Raises:
+        DataError: if a sample has numbers that are not finite.
     """
 
     inputs: Tensor
     digest: str = field(init=False)
 
     def __post_init__(self) -> None:
+        if self.inputs.is_floating_point() and not torch.isfinite(self.inputs).all():
+            broken = torch.nonzero(~torch.isfinite(self.inputs.flatten(1)).all(1))[0, 0]
+            raise DataError(
+                f"proxy sample {int(broken)} with numbers that are not finite",
+                "expected inputs that a model can read",
+                "mend or leave out the sample, or fill gaps in the task's `prepare`",
+            )
         object.__setattr__(self, "digest", content_digest(self.inputs))
 
     def __len__(self) -> int:

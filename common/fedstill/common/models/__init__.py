@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from fedstill.common.errors import ConfigError, UnsupportedError, nearest
-from fedstill.common.network import Network
+from fedstill.common.network import Network, feature_network
 from fedstill.common.outputs import output_kind
 from fedstill.common.registry import MODELS
 from fedstill.common.seeding import torch_seeded
@@ -96,14 +96,21 @@ def gives(family: type[ModelFamily] | ModelFamily, output: str) -> bool:
     return not output_kind(output).has_positions if told is None else output in told
 
 
-def check_model(name: str, spec: TaskSpec) -> None:
+def check_model(name: str, spec: TaskSpec, *, features: bool = False) -> None:
     """Refuse a model that cannot be built, without making its weights.
 
+    Args:
+        name: as for `build_model`.
+        spec: as for `build_model`.
+        features: whether it has to have features that can be learnt.
+
     Raises:
-        ConfigError, UnsupportedError: as `build_model`.
+        ConfigError, UnsupportedError: as `build_model`; or if there is nothing but a head.
     """
     with torch.device("meta"):
-        build_model(name, spec, seed=0)
+        model = build_model(name, spec, seed=0)
+    if features:
+        feature_network(model, name)
 
 
 def model_names(modality: str = "", output: str = "") -> tuple[str, ...]:

@@ -10,6 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from fedstill.common.errors import UnsupportedError
 from fedstill.common.network import Network
 from fedstill.common.task import TaskSpec
 
@@ -23,7 +24,13 @@ class Linear:
     sizes: ClassVar[Mapping[str, str]] = MappingProxyType({"softmax": "one weight for each input and class"})
 
     def build(self, size: str, spec: TaskSpec) -> Network:
-        """A new model; inputs of any shape will do."""
+        """A new model; inputs of any shape will do, of texts one for each sample."""
+        if spec.modality == "text" and len(spec.input_shape) > 1:
+            raise UnsupportedError(
+                f"model 'linear-{size}' for {spec.input_shape[0]} texts at once",
+                "expected one text for each sample: counts of words compare nothing",
+                "choose 'bag-small'",
+            )
         if spec.modality == "text":
             return Network(nn.Identity(), _WordCounts(spec.vocabulary, len(spec.classes)))
         return Network(nn.Flatten(), nn.Linear(prod(spec.input_shape), len(spec.classes)))

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from fedstill.common import check
+from fedstill.common.augment import agreement
 from fedstill.common.errors import UnsupportedError
 from fedstill.common.joint import Part, fit_jointly
 from fedstill.common.knowledge import SoftLabels
@@ -130,4 +131,12 @@ def _load(side: Server, path: str) -> None:
 def _part(side: Server, labels: SoftLabels) -> Part:
     inputs, targets, loss = side.lesson(labels)
     variance = side.memory.get(_LOG_VARIANCE)
-    return Part(side.model, inputs, targets, loss, side.seed, 0.0 if variance is None else float(variance))
+    return Part(
+        side.model,
+        inputs,
+        targets,
+        loss,
+        side.seed,
+        0.0 if variance is None else float(variance),
+        agreement(side.spec, side.training, seed=side.seed),
+    )
