@@ -39,40 +39,39 @@ _WRITERS = ["employees: 0 1 2 3", "pupils: 4"]
 PAIRS: dict[str, dict[str, Any]] = {
     "digit-parity": {
         "proxy": 400,
-        "rounds": 8,
+        "rounds": 4,
         "tasks": {"digit": {**_DIGITS, "private": 900}, "parity": {**_DIGITS, "merge": _PARITY, "private": 100}},
     },
     "digit-writers": {
-        "proxy": 400,
-        "rounds": 6,
+        "proxy": 300,
+        "rounds": 4,
         "tasks": {
             "digit": {**_MNIST, "private": 300},
-            "writers": {**_MNIST, "label-column": 1, "merge": _WRITERS, "private": 1600},
+            "writers": {**_MNIST, "label-column": 1, "merge": _WRITERS, "private": 1000},
         },
     },
     "word-speaker": {
-        "proxy": 400,
-        "rounds": 6,
+        "proxy": 300,
+        "rounds": 4,
         "tasks": {
-            "word": {"kind": "speech", **_SPOKEN, "private": 600},
+            "word": {"kind": "speech", **_SPOKEN, "private": 300},
             "speaker": {"kind": "speaker", **_SPOKEN, "private": 80},
         },
     },
     "intent-slots": {
-        "proxy": 400,
-        "rounds": 6,
+        "proxy": 300,
+        "rounds": 4,
         "tasks": {
             "intent": {"kind": "intent", **_COMMANDS, "private": 80},
-            "slots": {"kind": "slots", **_COMMANDS, "private": 1200},
+            "slots": {"kind": "slots", **_COMMANDS, "private": 600},
         },
     },
     "german-french": {
-        "proxy": 600,
+        "proxy": 500,
         "rounds": 2,
-        "training": {"epochs": 6},
         "tasks": {
-            "german": {**_CAPTIONS, "languages": ["en", "de"], "private": 1600},
-            "french": {**_CAPTIONS, "languages": ["en", "fr"], "private": 600},
+            "german": {**_CAPTIONS, "languages": ["en", "de"], "private": 1000},
+            "french": {**_CAPTIONS, "languages": ["en", "fr"], "private": 500},
         },
     },
 }
@@ -95,7 +94,7 @@ def table_of(pair: str, seed: int, teacher: str) -> dict[str, Any]:
         "seed": seed,
         "clients": {"count": 4},
         "rounds": {"count": plan["rounds"]},
-        "training": {"epochs": 3, "batch-size": 32, "learning-rate": 2e-3, **plan.get("training", {})},
+        "training": {"epochs": 8, "batch-size": 16, "learning-rate": 2e-3},
         "algorithm": {"name": "fedmd"},
         "teacher": TEACHERS[teacher],
         "tasks": tasks,

@@ -14,7 +14,7 @@ import argparse
 import json
 import statistics
 import tempfile
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,7 @@ def played(job: tuple[str, int, bool, Path | None, tuple[str, ...]]) -> list[dic
     name, seed, central, data_dir, words = job
     changes = {key: value_of(value) for key, _, value in (word.partition("=") for word in words)} | {"seed": seed}
     if central:
-        changes |= {"algorithm": {"name": "central"}, "alone": False}
+        changes |= {"algorithm": {"name": "central"}, "alone": False, "training.adaptive": False}
     scenario = parse(override(read_table(name), changes))
     with tempfile.TemporaryDirectory() as place:
         folder = new_folder(Path(place) / "run", scenario, data_dir=data_dir)
@@ -89,10 +89,13 @@ def main() -> None:
         for seed in options.seeds
         for central in kinds
     ]
+    results: list[dict[str, Any]] = []
     with ProcessPoolExecutor(options.workers, mp_context=get_context("spawn")) as pool:
-        results = [row for rows in pool.map(played, jobs) for row in rows]
-    if options.out:
-        options.out.write_text(json.dumps(results, indent=1) + "\n")
+        for done in as_completed([pool.submit(played, job) for job in jobs]):
+            results += done.result()
+            if options.out:
+                options.out.write_text(json.dumps(results, indent=1) + "\n")
+    results.sort(key=lambda row: (options.scenarios.index(row["scenario"]), row["seed"]))
     table = Table(title=f"in hundredths, seeds {options.seeds}", title_justify="left")
     for heading in ("scenario", "task", "measure"):
         table.add_column(heading)

@@ -28,8 +28,8 @@ class Algorithm(Protocol):
         name: by which it is found; the file's name.
         paper: authors, year, address; "" if there is none.
         outputs: the output kinds that it can average.
-        exchange: what a client sends: "soft-labels", "parameters", "nothing", or "data" (all data in one place: no
-            client is asked).
+        exchange: what a client sends: "soft-labels", "relations", "features", "parameters", "nothing", or "data" (all
+            data in one place: no client is asked).
         homogeneous: it needs the same model on all clients.
     """
 

@@ -96,7 +96,8 @@ def _whitened(view: Tensor) -> Tensor:
     vectors, sizes, _ = torch.linalg.svd(view - view.mean(0), full_matrices=False)
     if not sizes.max() > _NOTHING:
         return torch.zeros_like(vectors)
-    return vectors * (sizes / (sizes**2 + _RIDGE * sizes.max() ** 2).sqrt())
+    whitened: Tensor = vectors * (sizes / (sizes**2 + _RIDGE * sizes.max() ** 2).sqrt())
+    return whitened
 
 
 def _in_common(opinions: Sequence[_Opinion]) -> tuple[NDArray[np.int64], list[NDArray[np.int64]]]:

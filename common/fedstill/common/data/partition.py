@@ -54,28 +54,37 @@ def _by_partitioner(
         if labels.dim() != 1 or labels.dtype != torch.int64:
             raise DataError(f"partition.kind = '{plan.kind}'", "expected one label for each example", "choose 'iid'")
         different = len(classes) if examples.strata is None else len(torch.unique(labels))
-        partitioner = _partitioner(plan, count, different, derive(seed, "partition") % 2**32)
-        parts = _by_label(order, labels.numpy()[order], partitioner, count)
+        parts = _by_label(order, labels.numpy()[order], plan, count, classes=different, seed=seed)
     return {str(number): np.sort(rows) for number, rows in enumerate(parts)}
 
 
+_DRAWS = 20
+"""How often a split is drawn anew, ten tries each, before it is given up: with few examples most draws are too small."""
+
+
 def _by_label(
-    rows: NDArray[np.int64], labels: NDArray[np.int64], partitioner: Any, count: int
+    rows: NDArray[np.int64], labels: NDArray[np.int64], plan: PartitionPlan, count: int, *, classes: int, seed: int
 ) -> list[NDArray[np.int64]]:
     from datasets import Dataset
 
-    try:
-        partitioner.dataset = Dataset.from_dict({"row": rows, "label": labels})
-        with warnings.catch_warnings():
-            # DirichletPartitioner warns at each new try, and raises after the last.
-            warnings.simplefilter("ignore")
-            return [np.asarray(partitioner.load_partition(k)["row"], dtype=np.int64) for k in range(count)]
-    except (ValueError, KeyError) as error:
-        raise DataError(
-            f"{len(rows)} examples over {count} clients",
-            f"cannot be split by label: {error}",
-            "fewer clients, a larger alpha, more data or a lower partition.minimum",
-        ) from None
+    data = Dataset.from_dict({"row": rows, "label": labels})
+    reason = ""
+    for draw in range(_DRAWS if plan.kind == "dirichlet" else 1):
+        scope = ("partition", draw) if draw else ("partition",)
+        partitioner = _partitioner(plan, count, classes, derive(seed, *scope) % 2**32)
+        try:
+            partitioner.dataset = data
+            with warnings.catch_warnings():
+                # DirichletPartitioner warns at each new try, and raises after the last.
+                warnings.simplefilter("ignore")
+                return [np.asarray(partitioner.load_partition(k)["row"], dtype=np.int64) for k in range(count)]
+        except (ValueError, KeyError) as error:
+            reason = str(error)
+    raise DataError(
+        f"{len(rows)} examples over {count} clients",
+        f"cannot be split by label: {reason}",
+        "fewer clients, a larger alpha, more data or a lower partition.minimum",
+    )
 
 
 def _partitioner(plan: PartitionPlan, count: int, classes: int, seed: int) -> Any:
