@@ -59,7 +59,7 @@ def _by_partitioner(
 
 
 _DRAWS = 20
-"""How often a split is drawn anew, ten tries each, before it is given up: with few examples most draws are too small."""
+"""How often a split is drawn anew, ten tries each, before it is given up: with few examples most are too small."""
 
 
 def _by_label(

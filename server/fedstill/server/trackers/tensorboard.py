@@ -10,6 +10,7 @@ committed but not tracked before a crash. Older event files stay, for a TensorBo
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -38,7 +39,7 @@ class TensorBoard:
         """
         try:
             from tensorboard.compat.proto.event_pb2 import SessionLog  # type: ignore[import-untyped]
-            from tensorboard.summary.writer.event_file_writer import EventFileWriter  # type: ignore[import-untyped]
+            from tensorboard.summary.writer.record_writer import RecordWriter  # type: ignore[import-untyped]
         except ImportError:
             raise UnsupportedError(
                 "tracker 'tensorboard'", "expected tensorboard to be installed", "pip install 'fedstill[simulations]'"
@@ -46,9 +47,12 @@ class TensorBoard:
         self._folder = folder
         _await_next_second(folder)
         try:
-            self._writer = EventFileWriter(str(folder))
+            folder.mkdir(parents=True, exist_ok=True)
+            # Not EventFileWriter, whose thread writes when it likes: a disk that is full then is nobody's error.
+            self._writer = RecordWriter((folder / f"{_PREFIX}{int(time.time()):010d}.{os.getpid()}").open("wb"))
         except OSError as error:
             raise storage_error(folder, error) from error
+        self._write(0, time.time(), file_version="brain.Event:2")
         self._write(0, time.time(), session_log=SessionLog(status=SessionLog.START))
         now = time.time() - sum(record["seconds"] for record in committed)
         for record in committed:
@@ -79,7 +83,7 @@ class TensorBoard:
         from tensorboard.compat.proto.event_pb2 import Event
 
         try:
-            self._writer.add_event(Event(wall_time=when, step=step, **content))
+            self._writer.write(Event(wall_time=when, step=step, **content).SerializeToString())
         except OSError as error:
             raise storage_error(self._folder, error) from error
 
