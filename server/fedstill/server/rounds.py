@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from fedstill.common import records
 from fedstill.common.algorithm import asked
 from fedstill.common.errors import QuorumError, Reason
-from fedstill.common.knowledge import KNOWLEDGE, LABEL_FREE, Contribution, Knowledge, Layout, SoftLabels
+from fedstill.common.knowledge import Knowledge, Layout, SoftLabels
 from fedstill.common.labels import positions
 from fedstill.common.learning import one_thread
 from fedstill.common.messages import ALONE, FINISH, ROUND, Answer, Method, Metrics, Order, TaskOrder
@@ -35,6 +35,7 @@ from fedstill.common.models import build_model
 from fedstill.common.scenario import Scenario, options
 from fedstill.common.seeding import derive, numpy_rng
 from fedstill.common.sides import Server
+from fedstill.server import merging
 from fedstill.server import roster as rosters
 from fedstill.server.admission import Gate, Rejection, TaskGate
 from fedstill.server.exchange import Clock, ask
@@ -195,8 +196,9 @@ def _advance(turn: Turn) -> RunState:
     if turn.kind == "alone":
         told = _start(run, sides)
     elif turn.kind == "round":
-        consensus, taught = _merge(run, sides, collected.answers)
-        told |= taught  # a task that nobody spoke about keeps what it had
+        consensus = merging.merge(run.scenario.algorithm, run.tasks, sides, collected.answers)
+        # A task that nobody spoke about keeps what it had.
+        told |= merging.teach(run.teacher, sides, consensus)
     measures: dict[str, Metrics] = {}
     tasks = {}
     for name, side in sides.items():
@@ -426,51 +428,6 @@ def _start(run: Run, sides: Mapping[str, Server]) -> dict[str, Knowledge | None]
     told: dict[str, Knowledge | None] = {name: method.start(side) for name, side in sides.items()}
     silent = {name: side for name, side in sides.items() if told[name] is None}
     return told | dict(run.teacher.start(silent)) if silent and method.exchange == "soft-labels" else told
-
-
-def _merge(
-    run: Run, sides: Mapping[str, Server], answers: Mapping[str, Answer]
-) -> tuple[dict[str, Knowledge], dict[str, Knowledge | None]]:
-    """The consensus of each task that somebody spoke about, and what goes back."""
-    method = run.scenario.algorithm
-    consensus: dict[str, Knowledge] = {}
-    for name, side in sides.items():
-        contributions = _contributions(run, answers, name)
-        if contributions or method.exchange not in KNOWLEDGE:
-            merged = method.merge(side, contributions)
-            if merged is not None:
-                consensus[name] = merged
-    taught: dict[str, Knowledge | None] = dict(consensus)
-    predicted = {name: one for name, one in consensus.items() if isinstance(one, SoftLabels)}
-    return consensus, (taught | dict(run.teacher.learn(sides, predicted)) if predicted else taught)
-
-
-def _contributions(run: Run, answers: Mapping[str, Answer], task: str) -> list[Contribution]:
-    """What was said about a task, or about another that says the same of the same proxy samples."""
-    found = []
-    for name, answer in answers.items():
-        for other, part in answer.tasks.items():
-            if part.knowledge is not None and _one_subject(run, task, other):
-                who = name if other == task else f"{name}/{other}"
-                found.append(Contribution(who, part.examples, part.knowledge))
-    return found
-
-
-def _one_subject(run: Run, task: str, other: str) -> bool:
-    """Whether knowledge about two tasks can be merged.
-
-    They share their proxy samples, and their label space (an image and a recording of a digit) or the method exchanges
-    what has no labels.
-    """
-    if task == other:
-        return True
-    one, another = run.tasks[task], run.tasks[other]
-    if one.group != another.group:
-        return False
-    if run.scenario.algorithm.exchange in LABEL_FREE:
-        return True
-    same = (one.spec.output, one.spec.classes) == (another.spec.output, another.spec.classes)
-    return same and run.scenario.algorithm.exchange == "soft-labels"
 
 
 def _has_model(run: Run) -> bool:

@@ -1,0 +1,61 @@
+"""From the answers of a round to what goes back: the consensus of each task, and what the teacher makes of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from fedstill.common.algorithm import Algorithm
+from fedstill.common.knowledge import KNOWLEDGE, LABEL_FREE, Contribution, Knowledge, SoftLabels
+from fedstill.common.messages import Answer
+from fedstill.common.sides import Server
+from fedstill.server.holdings import ServerTask
+from fedstill.server.teacher import Teacher
+
+
+def merge(
+    method: Algorithm, tasks: Mapping[str, ServerTask], sides: Mapping[str, Server], answers: Mapping[str, Answer]
+) -> dict[str, Knowledge]:
+    """The consensus of each task that somebody spoke about."""
+    consensus: dict[str, Knowledge] = {}
+    for name, side in sides.items():
+        contributions = contributions_to(name, method, tasks, answers)
+        if contributions or method.exchange not in KNOWLEDGE:
+            merged = method.merge(side, contributions)
+            if merged is not None:
+                consensus[name] = merged
+    return consensus
+
+
+def teach(teacher: Teacher, sides: Mapping[str, Server], consensus: Mapping[str, Knowledge]) -> dict[str, Knowledge]:
+    """What goes back: the teacher's soft labels where the consensus is made of such, else the consensus itself."""
+    predicted = {name: one for name, one in consensus.items() if isinstance(one, SoftLabels)}
+    return {**consensus, **(teacher.learn(sides, predicted) if predicted else {})}
+
+
+def contributions_to(
+    task: str, method: Algorithm, tasks: Mapping[str, ServerTask], answers: Mapping[str, Answer]
+) -> list[Contribution]:
+    """What was said about a task, or about another that says the same of the same proxy samples."""
+    found = []
+    for client, answer in answers.items():
+        for other, part in answer.tasks.items():
+            if part.knowledge is not None and _one_subject(method, tasks[task], tasks[other]):
+                who = client if other == task else f"{client}/{other}"
+                found.append(Contribution(who, part.examples, part.knowledge))
+    return found
+
+
+def _one_subject(method: Algorithm, one: ServerTask, other: ServerTask) -> bool:
+    """Whether knowledge about two tasks can be merged.
+
+    They share their proxy samples, and their label space (an image and a recording of a digit) or the method exchanges
+    what has no labels.
+    """
+    if one is other:
+        return True
+    if one.group != other.group:
+        return False
+    if method.exchange in LABEL_FREE:
+        return True
+    same = (one.spec.output, one.spec.classes) == (other.spec.output, other.spec.classes)
+    return same and method.exchange == SoftLabels.kind
