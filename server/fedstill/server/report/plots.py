@@ -90,7 +90,9 @@ def class_plot(rates: ClassRates, values: Sequence[Sequence[float | None]], *, n
     """A heat map of clients (rows) by classes (columns): the deeper, the higher; a stroke where a class is unknown."""
     rows, columns = len(rates.clients), len(rates.classes)
     with style():
-        figure, axes = _figure(min(0.75 + (0.24 if rows <= 30 else 0.075) * rows, 10))
+        # Names that stand upright take their height beside the cells'.
+        below = 0.08 * max(map(len, map(_shortened, rates.classes))) if _upright(rates.classes) else 0
+        figure, axes = _figure(min(0.75 + (0.24 if rows <= 30 else 0.075) * rows, 10) + below)
         _grid(axes, rates.clients, rates.classes)
         axes.set_xlabel("class")
         cells: dict[int, list[tuple[int, int]]] = {}
@@ -218,9 +220,12 @@ def _grid(axes: Axes, rows: Sequence[str], columns: Sequence[str]) -> None:
     axes.grid(visible=False)
     for spine in axes.spines.values():
         spine.set_visible(False)
-    crowded = sum(len(name) for name in columns) > 60
-    _names(axes.set_xticks, columns, most=40, rotation=90 if crowded and max(map(len, columns)) > 3 else 0)
+    _names(axes.set_xticks, columns, most=40, rotation=90 if _upright(columns) else 0)
     _names(axes.set_yticks, rows, most=30)
+
+
+def _upright(names: Sequence[str]) -> bool:
+    return sum(map(len, names)) > 60 and max(map(len, names)) > 3
 
 
 def _names(set_ticks: Callable[..., Any], names: Sequence[str], *, most: int, rotation: float = 0) -> None:
