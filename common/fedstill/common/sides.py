@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -266,45 +267,30 @@ def _usual_loss(spec: TaskSpec, teacher: SoftLabels) -> Loss:
     return loss
 
 
-def soft_labels_of(knowledge: object) -> SoftLabels:
-    """The knowledge as soft labels.
+_Kind = TypeVar("_Kind", SoftLabels, Parameters, Relations, Features)
 
-    Raises:
-        KnowledgeError: if it is of another kind.
-    """
-    if not isinstance(knowledge, SoftLabels):
-        raise KnowledgeError(f"{type(knowledge).__name__}", "expected SoftLabels")
-    return knowledge
+
+def soft_labels_of(knowledge: object) -> SoftLabels:
+    """The knowledge as soft labels; KnowledgeError if it is of another kind."""
+    return _of(SoftLabels, knowledge)
 
 
 def parameters_of(knowledge: object) -> Parameters:
-    """The knowledge as weights.
-
-    Raises:
-        KnowledgeError: if it is of another kind.
-    """
-    if not isinstance(knowledge, Parameters):
-        raise KnowledgeError(f"{type(knowledge).__name__}", "expected Parameters")
-    return knowledge
+    """The knowledge as weights; KnowledgeError if it is of another kind."""
+    return _of(Parameters, knowledge)
 
 
 def relations_of(knowledge: object) -> Relations:
-    """The knowledge as relations.
-
-    Raises:
-        KnowledgeError: if it is of another kind.
-    """
-    if not isinstance(knowledge, Relations):
-        raise KnowledgeError(f"{type(knowledge).__name__}", "expected Relations")
-    return knowledge
+    """The knowledge as relations; KnowledgeError if it is of another kind."""
+    return _of(Relations, knowledge)
 
 
 def features_of(knowledge: object) -> Features:
-    """The knowledge as features.
+    """The knowledge as features; KnowledgeError if it is of another kind."""
+    return _of(Features, knowledge)
 
-    Raises:
-        KnowledgeError: if it is of another kind.
-    """
-    if not isinstance(knowledge, Features):
-        raise KnowledgeError(f"{type(knowledge).__name__}", "expected Features")
+
+def _of(kind: type[_Kind], knowledge: object) -> _Kind:
+    if not isinstance(knowledge, kind):
+        raise KnowledgeError(f"{type(knowledge).__name__}", f"expected {kind.__name__}")
     return knowledge
