@@ -108,3 +108,19 @@ def test_what_it_needs(small: Callable[..., Any]) -> None:
         small({"training.adaptive": True, "alone": False})
     with pytest.raises(ConfigError, match=r"training.adaptive with tasks.wine.holdout=0: expected held-out examples"):
         small({"training.adaptive": True, "tasks.wine.holdout": 0.0})
+
+
+def test_a_warmup_is_for_the_first_round_and_for_the_floor_too(play_small: Play) -> None:
+    """With one round more epochs at its start are as many epochs; with two they are not."""
+    for rounds, same in ((1, True), (2, False)):
+        warm = play_small({"rounds.count": rounds, "training.warmup": 3}, name=f"warm-{rounds}")
+        long = play_small({"rounds.count": rounds, "training.epochs": 4}, name=f"long-{rounds}")
+        for step, when in ((0, "alone"), (rounds, "trained")):
+            ours, theirs = (
+                [
+                    client[f"{when}.class-accuracy"]
+                    for client in played.records[step]["tasks"]["wine"]["clients"].values()
+                ]
+                for played in (warm, long)
+            )
+            assert (ours == theirs) == same

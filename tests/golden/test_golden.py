@@ -75,7 +75,7 @@ def test_bytes_on_the_wire_are_pinned(play_small: Play) -> None:
         {name: (sizes["up"], sizes["down"]) for name, sizes in record["bytes"]["clients"].items()}
         for record in played.records
     ]
-    up_and_down = [(499, 619), (1375, 620), (1634, 1482), (499, 1479)]
+    up_and_down = [(499, 632), (1375, 633), (1634, 1495), (499, 1492)]
     assert traffic == [dict.fromkeys(played.records[0]["cohort"], sizes) for sizes in up_and_down]
 
 

@@ -42,6 +42,7 @@ class Training:
         consistency: weight of the divergence between the answers to two random views of a batch; 0 for none.
         mirror: a view of an image may be mirrored; not for digits or letters.
         adaptive: clients weigh the shared knowledge by what it does to their own held-out examples.
+        warmup: further passes in the first round: clients that know nothing yet spoil each other.
     """
 
     epochs: int = 2
@@ -54,11 +55,13 @@ class Training:
     consistency: float = 0.0
     mirror: bool = False
     adaptive: bool = False
+    warmup: int = 0
 
     def __post_init__(self) -> None:
         check.at_least(1, training_epochs=self.epochs, training_batch_size=self.batch_size)
         check.positive(training_learning_rate=self.learning_rate)
         check.at_least(0, training_weight_decay=self.weight_decay, training_consistency=self.consistency)
+        check.at_least(0, training_warmup=self.warmup)
         check.one_of(("adam", "sgd"), training_optimizer=self.optimizer)
         check.one_of(("fp32", "bf16"), training_precision=self.precision)
 

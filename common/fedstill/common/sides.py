@@ -128,12 +128,13 @@ class Side:
         )
 
     def train_on(self, examples: Examples, loss: Loss | None = None) -> float:
-        """Train the model on examples for `training.epochs`; returns the last epoch's mean loss."""
+        """Train the model on examples for `training.epochs` (and `warmup`); returns the last epoch's mean loss."""
+        first = self.training.warmup if self.round == 1 else 0
         return self.fit(
             self.spec.kind.forced(examples.inputs, examples.targets),
             (examples.targets,),
             loss or self.spec.kind.loss,
-            epochs=self.training.epochs,
+            epochs=self.training.epochs + first,
             purpose="train",
         )
 
