@@ -4,8 +4,9 @@
     python benchmarks/pairs.py digit-parity --seeds 1 2 3
 
 Two tasks share their proxy samples; one has many private examples, the other few. "apart" teaches each task with a
-model of its own (`teacher.kind = "model"`), "together" with one encoder and two heads (`"multitask"`), "weighted" with
-learnt weights of the tasks as well. Same data, students, teacher architecture, and steps on each task's consensus.
+model of its own (`teacher.kind = "model"`), "together" with one encoder and two heads (`"multitask"`); "encoder" is the
+same without the evidence of either task for the other, "weighted" with learnt weights of the tasks. Same data,
+students, teacher architecture, and steps on each task's consensus.
 """
 
 from __future__ import annotations
@@ -23,15 +24,24 @@ from rich.console import Console
 from rich.table import Table
 
 TEACHERS: dict[str, dict[str, Any]] = {
-    "apart": {"kind": "model"},
-    "together": {"kind": "multitask"},
-    "weighted": {"kind": "multitask", "weights": "uncertainty"},
+    "apart": {"kind": "model", "epochs": 10},
+    "together": {"kind": "multitask", "epochs": 10},
+    "encoder": {"kind": "multitask", "epochs": 10, "evidence": 0.0},
+    "weighted": {"kind": "multitask", "epochs": 10, "weights": "uncertainty"},
 }
 
 _MNIST = {"kind": "image", "source": "mnist", "samples": 3000, "models": ["mlp-small"], "teacher": "cnn-medium"}
 _DIGITS = {"kind": "image", "source": "digits", "models": ["mlp-small", "cnn-small"], "teacher": "cnn-medium"}
 _SPOKEN = {"source": "fsdd", "models": ["speechcnn-small"], "teacher": "speechcnn-medium"}
 _COMMANDS = {"source": "snips", "models": ["textcnn-small"], "teacher": "textcnn-large", "test": 700}
+_QUESTIONS = {
+    "kind": "text",
+    "source": "trec/TREC.*.txt",
+    "encoding": "latin-1",
+    "length": 32,
+    "models": ["bag-small", "textcnn-small"],
+    "teacher": "textcnn-large",
+}
 _CAPTIONS = {"kind": "translation", "source": "multi30k", "models": ["seq2seq-small"], "test": 200}
 _PARITY = ["even: 0 2 4 6 8", "odd: 1 3 5 7 9"]
 _WRITERS = ["employees: 0 1 2 3", "pupils: 4"]
@@ -66,6 +76,14 @@ PAIRS: dict[str, dict[str, Any]] = {
             "slots": {"kind": "slots", **_COMMANDS, "private": 600},
         },
     },
+    "kind-detail": {
+        "proxy": 400,
+        "rounds": 4,
+        "tasks": {
+            "kind": {"label": "label", **_QUESTIONS, "private": 100},
+            "detail": {"label": "fine-label", **_QUESTIONS, "private": 800},
+        },
+    },
     "german-french": {
         "proxy": 500,
         "rounds": 2,
@@ -94,22 +112,24 @@ def table_of(pair: str, seed: int, teacher: str) -> dict[str, Any]:
         "seed": seed,
         "clients": {"count": 4},
         "rounds": {"count": plan["rounds"]},
-        "training": {"epochs": 8, "batch-size": 16, "learning-rate": 2e-3},
+        "training": {"epochs": 8, "warmup": 16, "batch-size": 16, "learning-rate": 2e-3},
         "algorithm": {"name": "fedmd"},
         "teacher": TEACHERS[teacher],
         "tasks": tasks,
     }
 
 
-def played(job: tuple[str, int, str, Path | None]) -> list[dict[str, Any]]:
+def played(job: tuple[str, int, str, Path | None, tuple[str, ...]]) -> list[dict[str, Any]]:
     """One run: a row for each task."""
     from fedstill.common.scenario import parse
+    from fedstill.common.sources import override, value_of
     from fedstill.server.folder import new_folder
     from fedstill.server.summary import summary
     from fedstill.simulations.run import simulate
 
-    pair, seed, teacher, data_dir = job
-    scenario = parse(table_of(pair, seed, teacher))
+    pair, seed, teacher, data_dir, words = job
+    changes = {key: value_of(value) for key, _, value in (word.partition("=") for word in words)}
+    scenario = parse(override(table_of(pair, seed, teacher), changes))
     with tempfile.TemporaryDirectory() as place:
         folder = new_folder(Path(place) / "run", scenario, data_dir=data_dir)
         simulate(scenario, folder, data_dir=data_dir)
@@ -141,13 +161,14 @@ def main() -> None:
     parser.add_argument("pairs", nargs="*", default=[], metavar="PAIR", help=", ".join(PAIRS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--teachers", nargs="+", choices=TEACHERS, default=list(TEACHERS))
+    parser.add_argument("--set", dest="changes", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--data-dir", type=Path, help="folder of data sets")
     parser.add_argument("--workers", type=int, default=2, help="runs side by side")
     parser.add_argument("--out", type=Path, help="a JSON file for the figures of each run")
     options = parser.parse_args()
     pairs = options.pairs or list(PAIRS)
     jobs = [
-        (pair, seed, teacher, options.data_dir)
+        (pair, seed, teacher, options.data_dir, tuple(options.changes))
         for pair in pairs
         for seed in options.seeds
         for teacher in options.teachers

@@ -16,6 +16,7 @@ from fedstill.common.algorithms.dsfl import DSFL
 from fedstill.common.algorithms.fedavg import FedAvg
 from fedstill.common.algorithms.feddf import FedDF
 from fedstill.common.algorithms.fedmd import FedMD
+from fedstill.common.algorithms.fedstill import Fedstill
 from fedstill.common.algorithms.local import Local
 from fedstill.common.data.proxy import ProxySet
 from fedstill.common.errors import ConfigError, KnowledgeError, UnsupportedError
@@ -167,7 +168,7 @@ class TestFedMD:
         assert student.distil(consensus, epochs=1) < before / 2
 
     def test_nothing_at_the_start(self) -> None:
-        for method in (FedMD(), DSFL()):
+        for method in (FedMD(), DSFL(), Fedstill()):
             start: Any = method.start
             assert start(server()) is None
 
@@ -184,6 +185,27 @@ class TestDSFL:
         answer = DSFL(temperature=0.5).local(student)
         np.testing.assert_allclose(answer.values[0], [0.75, 0.25], rtol=1e-6)
         assert answer.temperature == 1.0
+
+
+class TestFedstill:
+    def test_merge_hardens_the_mean_and_keeps_the_shares(self) -> None:
+        # Means 3/4, 1/2, 1/4: symmetric, so b = 1, and at T = 1/2 odds of 3, 1, 1/3 become 9, 1, 1/9.
+        answers = contributions(told([[0.9, 0.1], [0.5, 0.5], [0.4, 0.6]]), told([[0.6, 0.4], [0.5, 0.5], [0.1, 0.9]]))
+        hard = Fedstill(temperature=0.5).merge(server(), answers)
+        np.testing.assert_allclose(hard.values, [[0.9, 0.1], [0.5, 0.5], [0.1, 0.9]], rtol=1e-5)
+
+    def test_the_temperature_is_that_of_the_aggregate_only(self) -> None:
+        student = client(((LN3, LN3), (0, 0)), private=Examples(torch.zeros(0, 2), tensor([], dtype=torch.int64)))
+        answer = Fedstill(temperature=0.5).local(student)
+        np.testing.assert_allclose(answer.values[0], [0.75, 0.25], rtol=1e-6)
+        assert answer.temperature == 1.0
+
+    def test_absorb_moves_the_student_to_the_consensus(self) -> None:
+        consensus = told([[1, 0], [0, 1], [0.5, 0.5]])
+        student = client(training=Training(batch_size=4, learning_rate=0.1))
+        before = student.distil(consensus, epochs=1)
+        Fedstill(distil_epochs=30).absorb(student, consensus)
+        assert student.distil(consensus, epochs=1) < before / 2
 
 
 class TestLocalAndCentral:

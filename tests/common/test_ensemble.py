@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from fedstill.common.ensemble import mean_parameters, mean_soft_labels, sharpened
+from fedstill.common.ensemble import hardened, mean_parameters, mean_soft_labels, sharpened
 from fedstill.common.errors import KnowledgeError, UnsupportedError
 from fedstill.common.knowledge import Form, Parameters, SoftLabels
 
@@ -139,6 +139,29 @@ class TestMeanSoftLabels:
         assert set(mean.samples) == {number for opinion in opinions for number in opinion.samples}
         other = mean_soft_labels(opinions[::-1], space=SPACE)
         close(other.values, mean.values)
+
+
+class TestHardened:
+    @settings(max_examples=30, deadline=None)
+    @given(seed=st.integers(0, 10**6), count=st.integers(1, 60), temperature=st.floats(0.2, 1))
+    def test_every_class_keeps_its_share_of_what_is_labelled(self, seed: int, count: int, temperature: float) -> None:
+        rng = np.random.default_rng(seed)
+        there = rng.random((count, 2, 1)) < 0.7
+        soft = labels(
+            (rng.dirichlet([0.5] * 3, (count, 2)) * there).tolist(), SPACE[:3], list(range(count)), output="token-level"
+        )
+        hard = hardened(soft, temperature)
+        np.testing.assert_allclose(hard.values.sum((0, 1)), soft.values.sum((0, 1)), atol=1e-3 * count)
+        np.testing.assert_allclose(hard.values.sum(-1), there[..., 0], atol=1e-5)
+
+    def test_what_has_no_classes_stays(self) -> None:
+        for output in ("regression", "multi-label", "ranking", "sequence"):
+            values = [[0.75, 0.25]] if output != "sequence" else [[[0.75, 0.25]]]
+            close(hardened(labels(values, output=output), 0.1).values, values)
+
+    def test_probabilities_only(self) -> None:
+        with pytest.raises(KnowledgeError, match="expected probabilities to harden"):
+            hardened(labels([[1.0, 2.0]], form="logits"), 0.1)
 
 
 class TestSharpened:

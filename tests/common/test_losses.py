@@ -68,6 +68,24 @@ class TestCategorical:
         assert float(self.kind.sharpen(even, 0.4)[0, 0]) > 0.51
         assert 0.5 < float(self.kind.sharpen(even, 0.6)[0, 0]) < 0.51
 
+    def test_hardening_keeps_the_share_of_each_class(self) -> None:
+        # At T = 1/2 the odds 1 and 4 are squared and get a common factor b: q = b / (1 + b), 16b / (1 + 16b), whose sum
+        # is the shares' 1/2 + 4/5 = 13/10: 16b² (2 − 1.3) + 17b (1 − 1.3) − 1.3 = 0, so 11.2b² − 5.1b − 1.3 = 0.
+        factor = (5.1 + math.sqrt(5.1**2 + 4 * 11.2 * 1.3)) / 22.4
+        hard = self.kind.harden(tensor([[0.5, 0.5], [0.8, 0.2]]), 0.5)
+        torch.testing.assert_close(
+            hard[:, 0], tensor([factor / (1 + factor), 16 * factor / (1 + 16 * factor)]), rtol=0, atol=1e-3
+        )
+        close(hard.sum(-1), 1.0, 1.0)
+
+    def test_hardening_finds_the_rare_class_that_sharpening_loses(self) -> None:
+        mean = tensor([[0.9, 0.1]] * 7 + [[0.6, 0.4]] * 3)
+        assert self.kind.sharpen(mean, 0.1).argmax(-1).sum() == 0
+        assert self.kind.harden(mean, 0.1).argmax(-1).tolist() == [0] * 7 + [1] * 3
+
+    def test_a_temperature_of_one_hardens_nothing(self) -> None:
+        close(self.kind.harden(tensor([[0.75, 0.25], [1.0, 0.0]]), 1.0), 0.75, 0.25, 1.0, 0.0)
+
     def test_restriction_keeps_proportions_and_tells_the_mass(self) -> None:
         soft, mass = self.kind.restrict(tensor([[0.2, 0.3, 0.5], [0.0, 1.0, 0.0]]), tensor([0, 2]))
         close(soft, 2 / 7, 5 / 7, 0.0, 0.0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -183,3 +184,21 @@ def test_a_model_without_body_and_head() -> None:
 
     with pytest.raises(UnsupportedError, match="model 'mlp-small' of task 'side' as a part of a multi-task teacher"):
         Multitask().learn(servers, {})
+
+
+def test_one_task_hears_what_the_other_says_of_the_same_samples() -> None:
+    # "side" is undecided about every other sample; "sign" is sure of all, and the two go together.
+    servers = both()
+    told = {name: consensus(side) for name, side in servers.items()}
+    values = told["side"].values.copy()
+    values[::2] = 0.5
+    told["side"] = replace(told["side"], values=values)
+    for side in servers.values():
+        side.group = "both"
+
+    heard = {}
+    for weight in (0.0, 2.0):
+        answers = Multitask(epochs=30, evidence=weight).learn(servers, told)
+        heard[weight] = np.abs(answers["side"].values[::2, 0] - 0.5).mean()
+
+    assert heard[2.0] > heard[0.0] + 0.1

@@ -69,11 +69,25 @@ def sharpened(labels: SoftLabels, temperature: float) -> SoftLabels:
     Raises:
         KnowledgeError: if the labels are no probabilities.
     """
-    if labels.form != "probabilities":
-        raise KnowledgeError(f"soft labels of form '{labels.form}'", "expected probabilities to sharpen")
+    _check_probabilities(labels, "sharpen")
     kind = output_kind(labels.output)
     hard = kind.sharpen(torch.from_numpy(labels.values).double(), temperature).float().numpy()
     return SoftLabels(labels.output, labels.classes, labels.samples, hard, 1.0, labels.form)
+
+
+def hardened(labels: SoftLabels, temperature: float) -> SoftLabels:
+    """An aggregate made harder while every class keeps its share of it: see `OutputKind.harden`.
+
+    Args:
+        labels: probabilities.
+        temperature: T > 0; the smaller, the harder; 1 changes nothing.
+
+    Raises:
+        KnowledgeError: if the labels are no probabilities.
+    """
+    _check_probabilities(labels, "harden")
+    hard = output_kind(labels.output).harden(torch.from_numpy(labels.values), temperature).numpy()
+    return SoftLabels(labels.output, labels.classes, labels.samples, hard, labels.temperature, labels.form)
 
 
 def mean_parameters(opinions: Sequence[Parameters], weights: Sequence[float]) -> Parameters:
@@ -99,6 +113,11 @@ def mean_parameters(opinions: Sequence[Parameters], weights: Sequence[float]) ->
         mean = total / shares.sum()
         averaged[name] = np.asarray(np.rint(mean) if array.dtype.kind in "iu" else mean).astype(array.dtype)
     return Parameters(first.model, averaged)
+
+
+def _check_probabilities(labels: SoftLabels, purpose: str) -> None:
+    if labels.form != "probabilities":
+        raise KnowledgeError(f"soft labels of form '{labels.form}'", f"expected probabilities to {purpose}")
 
 
 def _shares(weights: Sequence[float], count: int) -> NDArray[np.float64]:

@@ -243,11 +243,13 @@ class Server(Side):
     Attributes:
         clients: everybody in the run who has the task, by name.
         rounds: how many rounds the run has.
+        group: whose proxy samples they are: tasks of one group speak about the same.
         pooled: all private data in one place; only a simulation has it.
     """
 
     clients: tuple[ClientInfo, ...] = ()
     rounds: int = 1
+    group: str = ""
     pooled: Callable[[], Examples] | None = None
 
 

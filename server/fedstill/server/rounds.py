@@ -419,6 +419,7 @@ def _server_side(turn: Turn, name: str) -> Server:
         memory=dict(before.memory) if before is not None else {},
         clients=tuple(infos.values()),
         rounds=scenario.rounds.count,
+        group=own.group,
         pooled=own.pooled,
     )
 

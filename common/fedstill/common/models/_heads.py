@@ -17,12 +17,14 @@ TEXT_OUTPUTS = frozenset({"categorical", "multi-label", "regression", "ranking",
 """What a text body with one of these heads can answer."""
 
 
-def text_head(spec: TaskSpec, width: int, *, pool: Pool, hidden: int = 0, dropout: float = 0.0) -> nn.Module:
+def text_head(
+    spec: TaskSpec, width: int, *, pool: Pool, hidden: int = 0, dropout: float = 0.0, context: bool = False
+) -> nn.Module:
     """The head for a text task.
 
     | inputs | output kind | head |
     |---|---|---|
-    | (N, L) | token-level | a linear layer at each position |
+    | (N, L) | token-level | a linear layer at each position, with `context` over the pooled text too |
     | (N, L) | others | the pooled text |
     | (N, 1 + M, L) | ranking | M candidates, each compared with the first text |
     | (N, S, L) | others | the first two texts compared |
@@ -33,10 +35,12 @@ def text_head(spec: TaskSpec, width: int, *, pool: Pool, hidden: int = 0, dropou
         pool: makes one vector of a text's states.
         hidden: units of a hidden layer; 0 for none.
         dropout: before the last layer.
+        context: the body's states know a few neighbours only, so a position is told about the whole text here.
     """
     classes = len(spec.classes)
     if spec.output == "token-level":
-        return _layers(width, classes, hidden=hidden, dropout=dropout)
+        layers = _layers(2 * width if context else width, classes, hidden=hidden, dropout=dropout)
+        return _InContext(pool, layers) if context else layers
     if len(spec.input_shape) == 1:
         return _Pooled(pool, _layers(width, classes, hidden=hidden, dropout=dropout))
     if spec.output == "ranking":
@@ -64,6 +68,20 @@ class _Pooled(nn.Module):
 
     def forward(self, states: Tensor) -> Tensor:
         outputs: Tensor = self.layers(self.pool(states))
+        return outputs
+
+
+class _InContext(nn.Module):
+    """Each position's state beside the pooled text's."""
+
+    def __init__(self, pool: Pool, layers: nn.Module) -> None:
+        super().__init__()
+        self.pool = pool
+        self.layers = layers
+
+    def forward(self, states: Tensor) -> Tensor:
+        text = self.pool(states).unsqueeze(-2).expand_as(states)
+        outputs: Tensor = self.layers(torch.cat([states, text], -1))
         return outputs
 
 

@@ -37,4 +37,4 @@ class Bag:
         """A new model; texts of any length will do."""
         embedding, hidden = _WIDTHS[size]
         body = nn.Embedding(spec.vocabulary, embedding, padding_idx=0)
-        return Network(body, text_head(spec, embedding, pool=mean_state, hidden=hidden))
+        return Network(body, text_head(spec, embedding, pool=mean_state, hidden=hidden, context=True))

@@ -41,7 +41,7 @@ class TextCNN:
         """A new model; texts of any length will do."""
         width, filters = _WIDTHS[size]
         body = _Convolutions(spec.vocabulary, width, filters)
-        return Network(body, text_head(spec, filters * len(_SPANS), pool=max_state, dropout=0.5))
+        return Network(body, text_head(spec, filters * len(_SPANS), pool=max_state, dropout=0.5, context=True))
 
 
 class _Convolutions(nn.Module):

@@ -41,11 +41,13 @@ class OutputKind(Protocol):
     Attributes:
         name: by which it is found; the file's name.
         has_positions: an answer is more than one row of classes: `TaskData.positions` says how many.
+        has_classes: soft labels are distributions over the task's classes, one row or one for each position.
         selects: opinions have no mean: `combine` chooses one for each sample.
     """
 
     name: ClassVar[str]
     has_positions: ClassVar[bool] = False
+    has_classes: ClassVar[bool] = False
     selects: ClassVar[bool] = False
 
     def soften(self, logits: Tensor, temperature: float) -> Tensor:
@@ -62,6 +64,10 @@ class OutputKind(Protocol):
 
     def sharpen(self, soft: Tensor, temperature: float) -> Tensor:
         """Entropy reduction (DS-FL's ERA): the smaller the temperature, the harder the soft labels."""
+
+    def harden(self, soft: Tensor, temperature: float) -> Tensor:
+        """Harder soft labels in which every class keeps its share; as they are where a kind has no classes to share."""
+        return soft
 
     def restrict(self, soft: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
         """Soft labels over some of the classes, and each sample's weight (N,): the mass that those classes had."""

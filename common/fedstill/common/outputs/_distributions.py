@@ -17,6 +17,11 @@ from fedstill.common.errors import KnowledgeError, Reason
 TOLERANCE = 1e-3
 """How far a distribution's sum may be from 1: fp16 rounding stays below it (2⁻¹¹ of the sum, 2⁻²⁵ for each class)."""
 
+_LEAST = 1e-9
+"""What stands for a probability of 0 where a logarithm is taken."""
+_ROUNDS, _CLOSE = 100, 1e-4
+"""Of the scaling of rows and columns: at most so many, or until all class shares together are so close."""
+
 
 def per_sample(values: Tensor) -> Tensor:
     """Mean over positions of a (N, …) tensor: (N,)."""
@@ -46,6 +51,29 @@ def entropy(soft: Tensor) -> Tensor:
 def sharpen(soft: Tensor, temperature: float) -> Tensor:
     """Softmax of q / T; blank rows stay blank."""
     return torch.softmax(soft / temperature, dim=-1) * (soft.sum(-1, keepdim=True) > 0)
+
+
+def harden(soft: Tensor, temperature: float) -> Tensor:
+    """Distributions q_ic ∝ b_c · p_ic^(1/T) in which each class keeps its share: Σ_i q_ic = Σ_i p_ic; blank rows stay.
+
+    Plain sharpening (b_c = 1) favours classes that are frequent anyway: nobody is as sure of a rare one. The b_c are
+    found by scaling rows and columns in turn (Sinkhorn & Knopp 1967, https://doi.org/10.2140/pjm.1967.21.343).
+    """
+    labelled = soft.sum(-1) > 0
+    rows = soft[labelled].double()
+    shares = rows.mean(0)
+    scores = rows.clamp_min(_LEAST).log() / temperature
+    bias = torch.zeros_like(shares)
+    for _ in range(_ROUNDS):
+        hard = torch.softmax(scores + bias, dim=-1)
+        found = hard.mean(0)
+        if (found - shares).abs().sum() < _CLOSE:
+            break
+        bias += (shares.clamp_min(_LEAST) / found.clamp_min(_LEAST)).log()
+    result = torch.zeros_like(soft)
+    if len(rows):
+        result[labelled] = hard.to(soft.dtype)
+    return result
 
 
 def restrict(soft: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:

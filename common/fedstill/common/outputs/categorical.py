@@ -19,6 +19,7 @@ class Categorical(OutputKind):
     """One class of several: a distribution that sums to 1."""
 
     name: ClassVar[str] = "categorical"
+    has_classes: ClassVar[bool] = True
 
     def soften(self, logits: Tensor, temperature: float) -> Tensor:
         """Softmax of z / T."""
@@ -39,6 +40,10 @@ class Categorical(OutputKind):
     def sharpen(self, soft: Tensor, temperature: float) -> Tensor:
         """Softmax of q / T."""
         return torch.softmax(soft / temperature, dim=-1)
+
+    def harden(self, soft: Tensor, temperature: float) -> Tensor:
+        """q_ic ∝ b_c · p_ic^(1/T), so that each class's sum over samples stays what it was."""
+        return _distributions.harden(soft, temperature)
 
     def restrict(self, soft: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
         """The chosen classes brought to a sum of 1, and the mass that they had."""

@@ -19,6 +19,7 @@ class TokenLevel(OutputKind):
     """One class for each token; padding has none."""
 
     name: ClassVar[str] = "token-level"
+    has_classes: ClassVar[bool] = True
     has_positions: ClassVar[bool] = True
 
     def soften(self, logits: Tensor, temperature: float) -> Tensor:
@@ -41,6 +42,10 @@ class TokenLevel(OutputKind):
     def sharpen(self, soft: Tensor, temperature: float) -> Tensor:
         """Softmax of q / T at each position that has a label."""
         return _distributions.sharpen(soft, temperature)
+
+    def harden(self, soft: Tensor, temperature: float) -> Tensor:
+        """q_ic ∝ b_c · p_ic^(1/T), so that each class's sum over labelled positions stays what it was."""
+        return _distributions.harden(soft, temperature)
 
     def restrict(self, soft: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
         """The chosen classes brought to a sum of 1, and the mass that they had."""

@@ -3,7 +3,8 @@
 It is trained on the consensus of all tasks at once, so that what one task's clients know of the proxy samples shapes
 the encoder from which every other task's head reads (hard parameter sharing: Caruana 1997,
 https://doi.org/10.1023/A:1007379606734). Its answers cover every proxy sample of the round for every task, also samples
-that no client of the task has spoken about.
+that no client of the task has spoken about. Before it learns, what the tasks say of one sample is brought together:
+`fedstill.common.evidence`.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from torch import nn
 from fedstill.common import check
 from fedstill.common.augment import agreement
 from fedstill.common.errors import UnsupportedError
+from fedstill.common.evidence import corrected
 from fedstill.common.joint import Part, fit_jointly
 from fedstill.common.knowledge import SoftLabels
 from fedstill.common.network import Network
@@ -35,6 +37,7 @@ class Multitask:
     Attributes:
         epochs: passes over the round's proxy samples.
         weights: of the tasks' losses: "even", or "uncertainty" to learn them (Kendall et al. 2018).
+        evidence: weight of what the other tasks' consensus on the same samples says; 0 to do without.
         path: weights of a pretrained encoder (a safetensors file of the architecture's body); "{modality}" stands for
             the modality; "" for random ones.
     """
@@ -45,10 +48,12 @@ class Multitask:
 
     epochs: int = 5
     weights: Literal["even", "uncertainty"] = "even"
+    evidence: float = 0.5
     path: str = ""
 
     def __post_init__(self) -> None:
         check.at_least(1, teacher_epochs=self.epochs)
+        check.at_least(0, teacher_evidence=self.evidence)
         check.one_of(("even", "uncertainty"), teacher_weights=self.weights)
 
     def start(self, servers: Mapping[str, Server]) -> Mapping[str, SoftLabels]:
@@ -67,6 +72,8 @@ class Multitask:
     def learn(self, servers: Mapping[str, Server], consensus: Mapping[str, SoftLabels]) -> Mapping[str, SoftLabels]:
         """Learn from all tasks' consensus, then answer for each of them on the round's samples."""
         answers: dict[str, SoftLabels] = {}
+        subjects = {name: side.group or name for name, side in servers.items()}
+        consensus = corrected(consensus, subjects, weight=self.evidence)
         for group in groups(servers):
             _tie([servers[name] for name in group])
             told = [name for name in group if name in consensus]
