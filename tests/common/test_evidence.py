@@ -25,20 +25,21 @@ def labels(
 
 
 def test_by_hand() -> None:
-    # "digit" is sure: x, x, y, y. With soft "parity" n(a, x) = 1.8 and n(a, y) = 0.2; κ = 5 adds 2.5 to each: P(x|a) to
-    # P(y|a) is as 4.3 to 2.7. Shifted by 1 and by 3 all counts are 1, and ln 1 = 0; by 2 they change places and G is as
-    # before. So G₀ = G / 3, c = 1 − 2/3 = 1/3, and the odds are 9 · (43/27)^(1/3); then again, five times.
-    parity = labels([[0.9, 0.1], [0.9, 0.1], [0.1, 0.9], [0.1, 0.9]], "ab")
-    digit = labels([[1, 0], [1, 0], [0, 1], [0, 1]], "xy")
+    # "digit" is sure: half x, half y. With soft "parity" and 40 samples n(a, x) = 18 and n(a, y) = 2; κ = 5 adds 2.5 to
+    # each: P(x|a) to P(y|a) is as 20.5 to 4.5. The odds are 9 · (41/9)^c; then again with the new n, five times.
+    parity = labels([[0.9, 0.1]] * 20 + [[0.1, 0.9]] * 20, "ab")
+    digit = labels([[1, 0]] * 20 + [[0, 1]] * 20, "xy")
 
-    found = corrected({"parity": parity, "digit": digit}, SAME, weight=1.0)
+    found = corrected({"parity": parity, "digit": digit}, SAME, weight=1.0, seed=1)
 
-    odds = 9.0
+    surest = 9.0
     for _ in range(5):
-        share = 2 * odds / (1 + odds)
-        odds = 9 * ((share + 2.5) / (2 - share + 2.5)) ** (1 / 3)
-    np.testing.assert_allclose(found["parity"].values[0], [odds / (1 + odds), 1 / (1 + odds)], rtol=1e-5)
-    np.testing.assert_allclose(found["parity"].values[3], [1 / (1 + odds), odds / (1 + odds)], rtol=1e-5)
+        share = 20 * surest / (1 + surest)
+        surest = 9 * (share + 2.5) / (20 - share + 2.5)
+    odds = found["parity"].values[:, 0] / found["parity"].values[:, 1]
+    # c is near 1, for no order of the samples goes together nearly as well.
+    assert 9 * (surest / 9) ** 0.8 < odds[0] < surest
+    np.testing.assert_allclose(odds[:20] * odds[20:], 1, rtol=1e-4)
     np.testing.assert_array_equal(found["digit"].values, digit.values)
 
 
@@ -48,11 +49,12 @@ def test_positions_add_up_and_padding_neither_says_nor_hears_anything() -> None:
     own = labels([[0.8, 0.2], [0.5, 0.5], [0.2, 0.8], [0.5, 0.5]] * 10, "ab")
     tags = labels(rows, "xy", output="token-level")
 
-    found = corrected({"parity": own, "digit": tags}, SAME, weight=1.0)
+    found = corrected({"parity": own, "digit": tags}, SAME, weight=1.0, seed=1)
 
     one, two = (found["parity"].values[row] for row in (0, 1))
     # Odds of 4 · e and 1 · e²: twice as much is heard from two positions.
     np.testing.assert_allclose(2 * math.log(one[0] / one[1] / 4), math.log(two[0] / two[1]), rtol=1e-4)
+    assert one[0] / one[1] > 4.5
     assert (found["digit"].values[0, 1] == 0).all()
     np.testing.assert_allclose(found["digit"].values[1, 0], found["digit"].values[1, 1])
 
@@ -67,7 +69,7 @@ def test_a_weak_task_is_put_right_by_a_strong_one() -> None:
         "digit": labels(np.eye(10)[digit], "0123456789"),
     }
 
-    found = corrected(opinions, SAME, weight=1.0)
+    found = corrected(opinions, SAME, weight=1.0, seed=1)
 
     assert (opinions["parity"].values.argmax(-1) == parity).mean() < 0.8
     assert (found["parity"].values.argmax(-1) == parity).mean() > 0.95
@@ -81,7 +83,7 @@ def test_tasks_that_have_nothing_to_do_with_each_other_stay() -> None:
         "digit": labels(rng.dirichlet([0.2] * 10, 400), "0123456789"),
     }
 
-    found = corrected(opinions, SAME, weight=1.0)
+    found = corrected(opinions, SAME, weight=1.0, seed=1)
 
     for name, before in opinions.items():
         np.testing.assert_array_equal(found[name].values.argmax(-1), before.values.argmax(-1))
@@ -91,7 +93,7 @@ def test_only_samples_of_which_both_speak() -> None:
     own = labels([[0.9, 0.1]] * 20 + [[0.1, 0.9]] * 20 + [[0.5, 0.5]], "ab")
     other = labels([[1, 0]] * 20 + [[0, 1]] * 20, "xy")
 
-    found = corrected({"parity": own, "digit": other}, SAME, weight=1.0)["parity"]
+    found = corrected({"parity": own, "digit": other}, SAME, weight=1.0, seed=1)["parity"]
 
     np.testing.assert_array_equal(found.values[40], own.values[40])
     assert found.values[0, 0] > 0.91
@@ -112,7 +114,7 @@ def test_only_samples_of_which_both_speak() -> None:
 def test_nothing_to_hear(other: SoftLabels, groups: dict[str, str], weight: float) -> None:
     own = labels([[0.75, 0.25]] * 5 + [[0.25, 0.75]] * 5, "ab")
 
-    found = corrected({"parity": own, "digit": other}, groups, weight=weight)
+    found = corrected({"parity": own, "digit": other}, groups, weight=weight, seed=1)
 
     np.testing.assert_allclose(found["parity"].values, own.values, rtol=1e-6)
     np.testing.assert_allclose(found["digit"].values, other.values, rtol=1e-6)
@@ -129,7 +131,7 @@ def test_distributions_stay_distributions(seed: int, count: int, weight: float) 
         "digit": labels(tags, "wxyz", output="token-level"),
     }
 
-    found = corrected(opinions, SAME, weight=weight)
+    found = corrected(opinions, SAME, weight=weight, seed=1)
 
     np.testing.assert_allclose(found["parity"].values.sum(-1), 1, atol=1e-5)
     np.testing.assert_allclose(found["digit"].values.sum(-1), ~blank, atol=1e-5)

@@ -13,9 +13,9 @@ positions of a sample, and r_l(x) another task's labels at its positions l:
 This is naive Bayes with soft counts, a few steps of the expectation maximisation of Dawid & Skene 1979
 (https://doi.org/10.2307/2346806), in which the other tasks' labels are the observers. Labels at several positions are
 not independent, hence a weight w below 1. Tasks that have nothing to do with each other (what is said, and who says it)
-seem to by chance; how much, the same labels tell with the samples of one task shifted against the other's:
+seem to by chance; how much, the same labels tell with the samples of one task in another order:
 
-    confidence   c = max(0, 1 − 2 G₀ / G),  G = Σ_ts n_ts ln (P(s|t) / P(s)), G₀ its mean over shifts
+    confidence   c = max(0, 1 − 2 G₀ / G),  G = Σ_ts n_ts ln (P(s|t) / P(s)), G₀ its mean over random orders
 """
 
 from __future__ import annotations
@@ -27,18 +27,19 @@ from numpy.typing import NDArray
 
 from fedstill.common.knowledge import SoftLabels
 from fedstill.common.outputs import output_kind
+from fedstill.common.seeding import derive, numpy_rng
 
 _PRIOR = 5.0
 """κ: so many labels are added to those that were counted, as if the tasks had nothing to do with each other."""
 _STEPS = 5
 """Counting and correcting in turn."""
-_SHIFTS = 20
+_ORDERS = 20
 """What chance does is the mean over so many."""
 _LEAST = 1e-9
 
 
 def corrected(
-    consensus: Mapping[str, SoftLabels], groups: Mapping[str, str], *, weight: float
+    consensus: Mapping[str, SoftLabels], groups: Mapping[str, str], *, weight: float, seed: int
 ) -> dict[str, SoftLabels]:
     """Each task's consensus with the evidence of all other tasks that speak about the same samples.
 
@@ -46,6 +47,7 @@ def corrected(
         consensus: by task.
         groups: by task, whose samples they are: ids mean the same within a group only.
         weight: w >= 0; with 0 nothing changes.
+        seed: of the orders that tell what chance does.
 
     Returns:
         Soft labels as they came, where a task's output kind has no classes, its values are no probabilities, or nobody
@@ -61,7 +63,7 @@ def corrected(
             if groups[other_name] == groups[name] and other.classes != labels.classes
         ]
         if weight and others:
-            found[name] = _with(labels, others, weight)
+            found[name] = _with(labels, others, weight, derive(seed, name))
     return found
 
 
@@ -69,7 +71,7 @@ def _has_classes(labels: SoftLabels) -> bool:
     return output_kind(labels.output).has_classes and labels.form == "probabilities"
 
 
-def _with(labels: SoftLabels, others: list[SoftLabels], weight: float) -> SoftLabels:
+def _with(labels: SoftLabels, others: list[SoftLabels], weight: float, seed: int) -> SoftLabels:
     before = _rows(labels)
     rows = before
     for _ in range(_STEPS):
@@ -77,7 +79,7 @@ def _with(labels: SoftLabels, others: list[SoftLabels], weight: float) -> SoftLa
         for other in others:
             _, mine, theirs = np.intersect1d(labels.samples, other.samples, assume_unique=True, return_indices=True)
             if len(mine):
-                evidence[mine] += weight * _evidence(rows[mine], _rows(other)[theirs])
+                evidence[mine] += weight * _evidence(rows[mine], _rows(other)[theirs], seed)
         rows = _moved(before, evidence)
     return SoftLabels(
         labels.output,
@@ -105,7 +107,7 @@ def _rows(labels: SoftLabels) -> NDArray[np.float64]:
     return values.reshape(len(values), -1, values.shape[-1])
 
 
-def _evidence(own: NDArray[np.float64], other: NDArray[np.float64]) -> NDArray[np.float64]:
+def _evidence(own: NDArray[np.float64], other: NDArray[np.float64], seed: int) -> NDArray[np.float64]:
     """C · e (N, T) of (N, L, S) labels for (N, L', T) ones."""
     labelled = (own.sum(-1) > 0).sum(-1)
     mean = own.sum(1) / np.maximum(labelled, 1)[:, None]
@@ -113,10 +115,9 @@ def _evidence(own: NDArray[np.float64], other: NDArray[np.float64]) -> NDArray[n
     prior = np.maximum(per_class.sum(0), _LEAST)
     prior /= prior.sum()
     ratios, gain = _ratios(mean, per_class, prior)
-    step = max(1, len(mean) // _SHIFTS)
-    shifts = range(step, len(mean), step)
-    chance = [_ratios(mean, np.roll(per_class, shift, axis=0), prior)[1] for shift in shifts]
-    confidence = max(0.0, 1 - 2 * float(np.mean(chance)) / gain) if chance and gain > 0 else 0.0
+    rng = numpy_rng(seed, "orders")
+    chance = np.mean([_ratios(mean, rng.permutation(per_class), prior)[1] for _ in range(_ORDERS)])
+    confidence = max(0.0, 1 - 2 * float(chance) / gain) if gain > 0 else 0.0
     evidence: NDArray[np.float64] = confidence * per_class @ ratios.T
     return evidence
 

@@ -24,6 +24,7 @@ from fedstill.common.evidence import corrected
 from fedstill.common.joint import Part, fit_jointly
 from fedstill.common.knowledge import SoftLabels
 from fedstill.common.network import Network
+from fedstill.common.seeding import derive
 from fedstill.common.sides import Server
 from fedstill.server.teacher.pretrained import read_weights
 
@@ -73,7 +74,8 @@ class Multitask:
         """Learn from all tasks' consensus, then answer for each of them on the round's samples."""
         answers: dict[str, SoftLabels] = {}
         subjects = {name: side.group or name for name, side in servers.items()}
-        consensus = corrected(consensus, subjects, weight=self.evidence)
+        seed = derive(next(iter(servers.values())).seed, "evidence")
+        consensus = corrected(consensus, subjects, weight=self.evidence, seed=seed)
         for group in groups(servers):
             _tie([servers[name] for name in group])
             told = [name for name in group if name in consensus]
