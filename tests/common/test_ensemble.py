@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -144,6 +144,7 @@ class TestMeanSoftLabels:
 class TestHardened:
     @settings(max_examples=30, deadline=None)
     @given(seed=st.integers(0, 10**6), count=st.integers(1, 60), temperature=st.floats(0.2, 1))
+    @example(seed=4514, count=1, temperature=0.203125)  # two rows almost without a tie: scaling alone is too slow
     def test_every_class_keeps_its_share_of_what_is_labelled(self, seed: int, count: int, temperature: float) -> None:
         rng = np.random.default_rng(seed)
         there = rng.random((count, 2, 1)) < 0.7
@@ -151,7 +152,7 @@ class TestHardened:
             (rng.dirichlet([0.5] * 3, (count, 2)) * there).tolist(), SPACE[:3], list(range(count)), output="token-level"
         )
         hard = hardened(soft, temperature)
-        np.testing.assert_allclose(hard.values.sum((0, 1)), soft.values.sum((0, 1)), atol=1e-3 * count)
+        np.testing.assert_allclose(hard.values.sum((0, 1)), soft.values.sum((0, 1)), atol=1e-4 * count)
         np.testing.assert_allclose(hard.values.sum(-1), there[..., 0], atol=1e-5)
 
     def test_what_has_no_classes_stays(self) -> None:

@@ -19,8 +19,8 @@ TOLERANCE = 1e-3
 
 _LEAST = 1e-9
 """What stands for a probability of 0 where a logarithm is taken."""
-_ROUNDS, _CLOSE = 100, 1e-4
-"""Of the scaling of rows and columns: at most so many, or until all class shares together are so close."""
+_ROUNDS, _HALVINGS, _CLOSE = 100, 30, 1e-5
+"""Of hardening: at most so many steps and shorter tries of one, or until all class shares together are so close."""
 
 
 def per_sample(values: Tensor) -> Tensor:
@@ -56,24 +56,41 @@ def sharpen(soft: Tensor, temperature: float) -> Tensor:
 def harden(soft: Tensor, temperature: float) -> Tensor:
     """Distributions q_ic ∝ b_c · p_ic^(1/T) in which each class keeps its share: Σ_i q_ic = Σ_i p_ic; blank rows stay.
 
-    Plain sharpening (b_c = 1) favours classes that are frequent anyway: nobody is as sure of a rare one. The b_c are
-    found by scaling rows and columns in turn (Sinkhorn & Knopp 1967, https://doi.org/10.2140/pjm.1967.21.343).
+    Plain sharpening (b_c = 1) favours classes that are frequent anyway: nobody is as sure of a rare one. The ln b_c
+    minimise Σ_i ln Σ_c b_c p_ic^(1/T) − Σ_ic p_ic ln b_c, which is convex: by Newton steps where they do better than
+    scaling rows and columns in turn (Sinkhorn & Knopp 1967, https://doi.org/10.2140/pjm.1967.21.343), else by that.
     """
     labelled = soft.sum(-1) > 0
     rows = soft[labelled].double()
-    shares = rows.mean(0)
-    scores = rows.clamp_min(_LEAST).log() / temperature
-    bias = torch.zeros_like(shares)
-    for _ in range(_ROUNDS):
-        hard = torch.softmax(scores + bias, dim=-1)
-        found = hard.mean(0)
-        if (found - shares).abs().sum() < _CLOSE:
-            break
-        bias += (shares.clamp_min(_LEAST) / found.clamp_min(_LEAST)).log()
     result = torch.zeros_like(soft)
     if len(rows):
-        result[labelled] = hard.to(soft.dtype)
+        shares = rows.mean(0)
+        scores = rows.clamp_min(_LEAST).log() / temperature
+        result[labelled] = torch.softmax(scores + _biases(scores, shares), dim=-1).to(soft.dtype)
     return result
+
+
+def _biases(scores: Tensor, shares: Tensor) -> Tensor:
+    """The (C,) numbers that bring mean_i softmax(scores_i + biases) to the shares, as nearly as _ROUNDS steps do."""
+
+    def distance(biases: Tensor) -> Tensor:
+        return torch.logsumexp(scores + biases, dim=-1).mean() - shares @ biases
+
+    biases = torch.zeros_like(shares)
+    for _ in range(_ROUNDS):
+        hard = torch.softmax(scores + biases, dim=-1)
+        found = hard.mean(0)
+        gap = shares - found
+        if gap.abs().sum() < _CLOSE:
+            break
+        scaled = biases + (shares.clamp_min(_LEAST) / found.clamp_min(_LEAST)).log()
+        # All biases moved alike change nothing, so the Hessian is singular but for the small numbers on its diagonal.
+        hessian = torch.diag(found * (1 + 1e-9) + 1e-15) - hard.T @ hard / len(hard)
+        newton = torch.linalg.solve(hessian, gap)
+        steps = (biases + newton / 2**halvings for halvings in range(_HALVINGS))
+        bound = distance(scaled)
+        biases = next((step for step in steps if distance(step) < bound), scaled)
+    return biases
 
 
 def restrict(soft: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
