@@ -11,7 +11,7 @@ says the frequent one, and students unlearn the rare ones. Sharpening as in DS-F
 https://arxiv.org/abs/2008.06180) makes that worse, since what is frequent grows. The mean's class shares, though, are
 about right, even where its likeliest class is not. Keeping them is the distribution alignment of semi-supervised
 learning (Berthelot et al. 2020, https://arxiv.org/abs/1911.09785, section 3.1), here towards the consensus' own shares,
-found by Sinkhorn's scaling. Kinds of output without classes to share (numbers, heat maps, rankings, sequences) get the
+found by Newton's steps. Kinds of output without classes to share (numbers, heat maps, rankings, sequences) get the
 plain mean.
 """
 
