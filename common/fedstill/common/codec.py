@@ -13,6 +13,9 @@ class Codec(Protocol):
     Attributes:
         name: by which it is found; the file's name.
         paper: where it comes from; "" if nowhere.
+
+    A codec that can hold distributions over classes only says so in a class attribute `only_distributions = True`:
+    scenarios that exchange anything else refuse it.
     """
 
     name: ClassVar[str]
