@@ -22,6 +22,7 @@ LOSS = {
     "topk": (0.0, 0.0),
     "int8": (2.0**-10, 1 / 510 + 2.0**-23),
     "argmax": (0.0, 1.0),
+    "sqrtp": (0.0, 5**0.5 / 10 + 1e-6),
 }
 """Largest relative and absolute error. A new codec without an entry has to be within those of soft labels."""
 
