@@ -140,7 +140,7 @@ def _ids(content: RecordDict, whose: str) -> tuple[object, str | None]:
 
 def test_clients_share_all_of_an_order_but_the_version() -> None:
     content = records.write_order(order())
-    other = records.with_version(content, 9)
+    other = records.for_client(content, replace(order(), version=9))
     assert records.read_order(wire(other)).version == 9
     assert records.read_order(wire(content)).version == 3
     assert other["fedstill"] is content["fedstill"]

@@ -19,13 +19,14 @@ import hashlib
 import math
 import struct
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fedstill.common.codec import Known
 from fedstill.common.codecs import _levels
 from fedstill.common.codecs._rows import has_distributions, normalised, packed_bytes, read_shape, write_shape
 from fedstill.common.errors import ConfigError, KnowledgeError, Reason
@@ -45,8 +46,7 @@ _FORMAT = 1
 _HEAD = struct.Struct("<IBBB")
 _DIGEST = 8
 
-Known = Sequence[NDArray[np.float32] | None]
-"""Of one array what both sides know already: earlier ones of the same shape, NaN where there is nothing, or None."""
+_Sides = Sequence[NDArray[np.float32] | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +62,7 @@ class SqrtP:
 
     name: ClassVar[str] = "sqrtp"
     paper: ClassVar[str] = ""
+    uses_context: ClassVar[bool] = True
 
     levels: int = 5
 
@@ -77,7 +78,7 @@ class SqrtP:
                 "pip install 'fedstill[codec]', on both sides",
             ) from None
 
-    def encode(self, arrays: Arrays, known: Mapping[str, Known] | None = None) -> Arrays:
+    def encode(self, arrays: Arrays, known: Known = {}) -> Arrays:
         """One vector of bytes for each array (…, C) of distributions, C from 2 to 1024.
 
         Args:
@@ -87,13 +88,14 @@ class SqrtP:
         packed: dict[str, NDArray[np.generic]] = {}
         for name, array in arrays.items():
             if has_distributions(array) and 2 <= array.shape[-1] <= WIDEST and array.size <= LARGEST:
-                data = self._encoded(array, (known or {}).get(name, ()))
+                # What was known before may say less than nothing: the shorter message goes.
+                data = min((self._encoded(array, sides) for sides in _ways(known.get(name, ()))), key=len)
                 packed[name + _PACKED] = np.frombuffer(data, dtype=np.uint8)
             else:
                 packed[name] = array
         return packed
 
-    def decode(self, arrays: Arrays, known: Mapping[str, Known] | None = None) -> Arrays:
+    def decode(self, arrays: Arrays, known: Known = {}) -> Arrays:
         """The distributions, float32.
 
         Raises:
@@ -103,12 +105,12 @@ class SqrtP:
         for key, array in arrays.items():
             if key.endswith(_PACKED):
                 name = key.removesuffix(_PACKED)
-                unpacked[name] = _decoded(name, packed_bytes(name, array), (known or {}).get(name, ()))
+                unpacked[name] = _decoded(name, packed_bytes(name, array), known.get(name, ()))
             else:
                 unpacked[key] = array
         return unpacked
 
-    def _encoded(self, array: NDArray[np.generic], known: Known) -> bytes:
+    def _encoded(self, array: NDArray[np.generic], known: _Sides) -> bytes:
         rows = array.reshape(-1, array.shape[-1])
         levels = _quantised(rows.astype(np.float64), self.levels)
         mask, sides = _sides(known, rows.shape, self.levels)
@@ -117,13 +119,18 @@ class SqrtP:
         return struct.pack("<I", zlib.crc32(body)) + body
 
 
+def _ways(known: _Sides) -> list[_Sides]:
+    """The contexts in which a message can be coded: in that of nothing, or of what is known."""
+    return [(), known] if any(one is not None for one in known) else [()]
+
+
 def _quantised(rows: NDArray[np.float64], top: int) -> NDArray[np.int64]:
     """Levels of rows of probabilities: both square root and product are rounded correctly on every machine."""
     levels: NDArray[np.int64] = np.rint(np.sqrt(np.clip(rows, 0, 1)) * top).astype(np.int64)
     return levels
 
 
-def _decoded(name: str, data: bytes, known: Known) -> NDArray[np.float32]:
+def _decoded(name: str, data: bytes, known: _Sides) -> NDArray[np.float32]:
     if len(data) < _HEAD.size or zlib.crc32(data[4:]) != struct.unpack("<I", data[:4])[0]:
         raise KnowledgeError(f"'{name}' of {len(data)} bytes", "expected a message whose check sum is right")
     _, version, top, mask = _HEAD.unpack(data[: _HEAD.size])
@@ -156,7 +163,7 @@ def _decoded(name: str, data: bytes, known: Known) -> NDArray[np.float32]:
     return normalised(squares).reshape(shape)
 
 
-def _sides(known: Known, shape: tuple[int, ...], top: int) -> tuple[int, list[NDArray[np.int64]]]:
+def _sides(known: _Sides, shape: tuple[int, ...], top: int) -> tuple[int, list[NDArray[np.int64]]]:
     """Which of what is known tells anything (bits), and its levels; −1 where there is nothing."""
     mask, sides = 0, []
     for place, one in enumerate(known):
