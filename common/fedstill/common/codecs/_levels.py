@@ -28,7 +28,7 @@ _PRECISION = 24
 _SEEN, _LIKELY = 64, 16
 """What an observation adds to its count, and what a count starts with, over 1, where the context makes it likely."""
 
-_STRENGTH = 3
+_STRENGTH = 6
 """How many observations the table of a wide context counts as in the narrow contexts within it."""
 
 _MOST_COUNTS = 2**20
@@ -156,8 +156,9 @@ class _Tables:
     """What was seen so far, in wide contexts and in the narrow ones within each.
 
     Without earlier messages a wide context is the class and the mass that is left; a narrow one adds the class that has
-    most so far. With them a wide one is what they say of the class, and the mass that is left; a narrow one adds the
-    class. Classes that had more then come first: little mass is left for the others.
+    most so far. With them a wide one is what they say of the class, and the mass that is left; a narrow one adds both
+    classes, or the first one only where there are many. Classes that had more then come first: little mass is left for
+    the others.
     """
 
     def __init__(self, shape: tuple[int, ...], sides: Sequence[Levels], top: int) -> None:
@@ -169,9 +170,8 @@ class _Tables:
             self.kinds = self.kinds * (top + 2) + side + 1
         self.order = np.argsort(-self.kinds, axis=1, kind="stable") if sides else self.kinds
         self.wide = _first_counts(classes, len(sides), top)
-        self.inner = classes if sides else classes + 1
-        if self.wide.size * self.inner > _MOST_COUNTS:
-            self.inner = 1
+        inner = (classes * (classes + 1), classes, 1) if sides else (classes + 1, 1)
+        self.inner = next(one for one in inner if one == 1 or self.wide.size * one <= _MOST_COUNTS)
         self.narrow = np.zeros((len(self.wide) * self.inner, top + 1), dtype=np.int64)
         self._roots = np.array([math.isqrt(rest) for rest in range(top**2 + 1)])
 
@@ -184,7 +184,10 @@ class _Tables:
         wide = self.kinds[block, columns] * (self.top + 1) + self._roots[rest]
         if self.inner == 1:
             return wide, wide
-        return wide, wide * self.inner + (columns if self.by_class else leader)
+        detail = leader if not self.by_class else columns
+        if self.by_class and self.inner > self.kinds.shape[1]:
+            detail = columns * (self.kinds.shape[1] + 1) + leader
+        return wide, wide * self.inner + detail
 
 
 def _blocks(rows: int) -> Iterator[tuple[int, int]]:
