@@ -6,8 +6,9 @@ Soft labels of small models on public digits: five clients with label skew (Diri
 and from the mean of everybody's soft labels at temperature 3, three rounds in all (`--rounds`). 500 digits are public,
 each also shifted by up to a pixel: 5,000 samples. Bits are those of what the codec makes of the last round's answers; a
 codec that remembers is given each client's own answer of the round before and the mean of all, as they come out of the
-codec, and is also shown without. KL is KL(p ‖ p̂) in nats with probabilities of at least 10⁻⁴; "agree" is the share of samples
-whose likeliest class stays. Milliseconds are those of encoding and decoding one answer: the median over the clients.
+codec, and is also shown without. KL is KL(p ‖ p̂) in nats with probabilities of at least 10⁻⁴; "agree" is the share of
+samples whose likeliest class stays. Milliseconds are those of encoding and decoding one answer: the median over the
+clients.
 """
 
 from __future__ import annotations

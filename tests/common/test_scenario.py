@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -280,6 +281,14 @@ def test_a_codec_that_cannot_hold_what_is_exchanged(changes: dict[str, Any], mes
     assert parse(override(SMALL, {"codec": "argmax", "algorithm": {"name": "local"}})).codec == "argmax"
     with pytest.raises(ConfigError, match=message):
         parse(override(SMALL, {"codec": "argmax", **changes}))
+
+
+def test_a_codec_whose_package_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "constriction", None)
+    with pytest.raises(
+        ConfigError, match=r"codec='sqrtp' without the package constriction: expected the extra 'codec'"
+    ):
+        parse(override(SMALL, {"codec": "sqrtp"}))
 
 
 def test_a_codec_that_cannot_hold_a_tasks_soft_labels() -> None:
