@@ -27,7 +27,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.installed
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[simulations,ray,hf]' --group dev
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[simulations,ray,hf,codec]' --group dev
 	touch $@
 
 test: dev lint types contract unit wheel

@@ -41,7 +41,8 @@ def soft_labels(samples: Any, classes: tuple[str, ...] = SPACE, *, seed: int = 0
     return SoftLabels("categorical", classes, np.asarray(samples, dtype=np.int64), values, **others)
 
 
-def assert_same(left: Knowledge | None, right: Knowledge | None, *, exact: bool) -> None:
+def assert_same(left: Knowledge | None, right: Knowledge | None, *, codec: str) -> None:
+    """That what came is what was sent, less what the codec takes."""
     assert type(left) is type(right)
     if left is None or right is None:
         return
@@ -50,10 +51,8 @@ def assert_same(left: Knowledge | None, right: Knowledge | None, *, exact: bool)
     for name, array in left.arrays().items():
         other = right.arrays()[name]
         assert (other.dtype, other.shape) == (array.dtype, array.shape)
-        if exact or array.dtype.kind != "f":
-            np.testing.assert_array_equal(other, array)
-        else:
-            np.testing.assert_allclose(other.astype(float), array.astype(float), rtol=2**-11, atol=2**-24)
+        packer = records.find_codec(codec if name != "samples" else "raw")
+        np.testing.assert_array_equal(other, packer.decode(packer.encode({name: array}))[name])
 
 
 SAMPLES = st.one_of(
@@ -78,7 +77,7 @@ def test_orders_round_trip(codec: str, samples: list[int], known: list[int] | No
         assert getattr(came, field) == getattr(sent, field)
     assert came.tasks["pets"].samples.tolist() == samples
     assert came.tasks["pets"].samples.dtype == np.int64
-    assert_same(sent.tasks["pets"].knowledge, came.tasks["pets"].knowledge, exact=codec == "raw")
+    assert_same(sent.tasks["pets"].knowledge, came.tasks["pets"].knowledge, codec=codec)
 
 
 @settings(deadline=None, max_examples=60)
@@ -94,10 +93,10 @@ def test_answers_round_trip(
     task = came.tasks["pets"]
     assert (task.proxy_digest, task.examples) == ("digest", 60)
     np.testing.assert_equal(task.metrics, metrics)
-    assert_same(told, task.knowledge, exact=codec == "raw")
+    assert_same(told, task.knowledge, codec=codec)
 
 
-@pytest.mark.parametrize("codec", CODECS.names())
+@pytest.mark.parametrize("codec", [name for name in CODECS.names() if name != "argmax"])  # holds distributions only
 def test_parameters_round_trip(codec: str) -> None:
     weights: dict[str, NDArray[Any]] = {
         "w": np.arange(6, dtype=np.float32).reshape(2, 3)[:, ::-1],
@@ -111,7 +110,7 @@ def test_parameters_round_trip(codec: str) -> None:
     told = Parameters("mlp-small", weights)
     sent = Answer("client-0", "digits-1", 4, 2, 3, {"pets": TaskAnswer("digest", 60, told)})
     came = records.read_answer(wire(records.write_answer(sent, asked)), asked)
-    assert_same(told, came.tasks["pets"].knowledge, exact=True)  # these numbers fp16 has, too
+    assert_same(told, came.tasks["pets"].knowledge, codec="raw")  # these numbers fp16 has, too
     read = came.tasks["pets"].knowledge
     assert read is not None
     assert all(array.flags.writeable and array.flags.aligned for array in read.arrays().values())
@@ -141,7 +140,7 @@ def _ids(content: RecordDict, whose: str) -> tuple[object, str | None]:
 
 def test_clients_share_all_of_an_order_but_the_version() -> None:
     content = records.write_order(order())
-    other = records.with_version(content, 9)
+    other = records.for_client(content, replace(order(), version=9))
     assert records.read_order(wire(other)).version == 9
     assert records.read_order(wire(content)).version == 3
     assert other["fedstill"] is content["fedstill"]

@@ -12,7 +12,7 @@ from fedstill.common.registry import ALGORITHMS, CODECS, first_line
 
 def test_plug_ins_are_found_by_the_name_of_their_file() -> None:
     assert {"central", "dsfl", "fedavg", "feddf", "fedmd", "local"} <= set(ALGORITHMS.names())
-    assert {"fp16", "raw"} <= set(CODECS.names())
+    assert {"argmax", "fp16", "int8", "raw", "topk"} <= set(CODECS.names())
     assert ALGORITHMS.names() == tuple(sorted(ALGORITHMS.names()))
     for registry in (ALGORITHMS, CODECS):
         for name, kind in registry.all().items():

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from fedstill.common.errors import ConfigError, UnsupportedError
 from fedstill.common.registry import ALGORITHMS, CODECS
 from fedstill.common.scenario import TaskPlan, dump, parse, single_task, to_toml
 from fedstill.common.sources import from_run_config, named_scenarios, override, read_table, value_of
+from fedstill.common.tasks.detection import DetectionTask
 from fedstill.common.tasks.image import ImageTask
 
 SMALL: dict[str, Any] = {
@@ -76,7 +78,7 @@ SCENARIOS = st.fixed_dictionaries(
         "name": st.text(st.characters(codec="utf-8"), max_size=10),
         "seed": st.integers(0, 2**63 - 1),
         "alone": st.booleans(),
-        "codec": st.sampled_from(CODECS.names()),
+        "codec": st.sampled_from([name for name in CODECS.names() if name != "argmax"]),  # holds distributions only
         "clients": st.fixed_dictionaries({}, optional={"count": st.integers(1, 99), "cohort": FRACTION}),
         "rounds": st.fixed_dictionaries({}, optional={"count": st.integers(1, 99), "deadline": st.floats(1, 1e6)}),
         "training": st.fixed_dictionaries(
@@ -261,6 +263,38 @@ def test_a_scenario_in_python() -> None:
     assert scenario.tasks["image"].models == ("mlp-small",)
     plan = TaskPlan(task=ImageTask(), models=("a", "b"), private=9)
     assert single_task(plan, clients=3).tasks["image"] == plan
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"algorithm": {"name": "fedavg"}},
+            r"codec 'argmax' with algorithm 'fedavg': expected a method that exchanges",
+        ),
+        ({"algorithm": {"name": "relational"}}, "codec 'argmax' with algorithm 'relational'"),
+        ({"algorithm": {"name": "fedmd", "scores": "logits"}}, "codec 'argmax' with algorithm 'fedmd'"),
+    ],
+)
+def test_a_codec_that_cannot_hold_what_is_exchanged(changes: dict[str, Any], message: str) -> None:
+    assert parse(override(SMALL, {"codec": "argmax", "algorithm": {"name": "fedmd"}})).codec == "argmax"
+    assert parse(override(SMALL, {"codec": "argmax", "algorithm": {"name": "local"}})).codec == "argmax"
+    with pytest.raises(ConfigError, match=message):
+        parse(override(SMALL, {"codec": "argmax", **changes}))
+
+
+def test_a_codec_whose_package_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "constriction", None)
+    with pytest.raises(
+        ConfigError, match=r"codec='sqrtp' without the package constriction: expected the extra 'codec'"
+    ):
+        parse(override(SMALL, {"codec": "sqrtp"}))
+
+
+def test_a_codec_that_cannot_hold_a_tasks_soft_labels() -> None:
+    task = DetectionTask(source="boxes")
+    with pytest.raises(ConfigError, match="codec 'argmax' with task 'detection' of output kind 'dense'"):
+        single_task(task, "centernet-small", clients=3, seed=4, codec="argmax")
 
 
 def test_an_output_kind_that_the_method_cannot_average(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -300,6 +300,12 @@ def test_a_diverged_model_does_not_speak(name: str, output: str, synthetic: Any)
 @pytest.mark.parametrize("codec", CODECS.names())
 @pytest.mark.parametrize(("name", "output"), EXCHANGING)
 def test_knowledge_survives_the_wire(name: str, output: str, codec: str, synthetic: Any) -> None:
+    packer = records.find_codec(codec)
+    exchange = METHODS[name].exchange
+    if getattr(packer, "only_distributions", False) and (
+        exchange != "soft-labels" or not OUTPUTS.get(output).has_classes
+    ):
+        return
     data = synthetic(output)
     played = drive(name, data)
     method = Method(name, {}, data.training, codec)
@@ -315,9 +321,8 @@ def test_knowledge_survives_the_wire(name: str, output: str, codec: str, synthet
             assert other is not None
             assert other.header() == knowledge.header()
             for key, array in knowledge.arrays().items():
-                tolerance = 0 if codec == "raw" or array.dtype.kind != "f" else 1e-3
-                back_again = other.arrays()[key].astype(float)
-                np.testing.assert_allclose(back_again, array.astype(float), rtol=tolerance, atol=tolerance)
+                sent = array if key == "samples" else packer.decode(packer.encode({key: array}))[key]
+                np.testing.assert_array_equal(other.arrays()[key], sent)
                 assert other.arrays()[key].dtype == array.dtype
 
 

@@ -6,6 +6,7 @@ import errno
 import json
 import logging
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+from fedstill.common.context import remember
 from fedstill.common.errors import RunFolderError, StorageError
 from fedstill.common.knowledge import Knowledge, Parameters, SoftLabels
 from fedstill.common.scenario import parse
@@ -31,7 +33,10 @@ SCENARIO = parse(read_table("digits"))
 
 def state(step: int, knowledge: Knowledge | None = LABELS) -> RunState:
     weight = torch.full((2, 2), float(step))
-    task = TaskState(knowledge, {"weight": weight, "tied": weight}, {"momentum/deep": torch.tensor([1, step])})
+    memory = {"momentum/deep": torch.tensor([1, step])}
+    told = remember(knowledge)
+    own = {} if told is None else {"a/client": told, "another": replace(told, samples=told.samples + 1)}
+    task = TaskState(knowledge, {"weight": weight, "tied": weight}, memory, own, told)
     record = {"kind": "round", "step": step, "text": "line\u2028break\x85 \ud800", "loss": float("nan")}
     return RunState(step, {"pets": task, "empty": TaskState(None, {}, {})}, {"client-0": step}, record)
 
@@ -54,6 +59,12 @@ def test_a_state_comes_back_to_the_bit(tmp_path: Path, knowledge: Knowledge | No
     task = found.tasks["pets"]
     assert task.memory["momentum/deep"].tolist() == [1, 3]
     assert found.tasks["empty"].knowledge is None
+    assert [found.tasks["empty"].own, found.tasks["empty"].heard] == [{}, None]
+    before = state(3, knowledge).tasks["pets"]
+    assert {name: own.digest for name, own in task.own.items()} == {
+        name: own.digest for name, own in before.own.items()
+    }
+    assert (task.heard is None) == (before.heard is None) == (knowledge is not LABELS)
     assert type(task.knowledge) is type(knowledge)
     if knowledge is not None and task.knowledge is not None:
         assert task.knowledge.header() == knowledge.header()

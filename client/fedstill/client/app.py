@@ -13,10 +13,10 @@ from flwr.clientapp import ClientApp
 from fedstill.client.guard import Guard
 from fedstill.client.holdings import Holdings, simulated
 from fedstill.client.store import Store
-from fedstill.client.work import Worker
+from fedstill.client.work import Worker, recall
 from fedstill.common import records
 from fedstill.common.algorithm import Algorithm
-from fedstill.common.errors import ConfigError
+from fedstill.common.errors import ConfigError, KnowledgeError, Reason
 from fedstill.common.messages import Answer, Order
 from fedstill.common.scenario import Scenario, TaskPlan, single_task
 from fedstill.common.sources import from_run_config
@@ -54,7 +54,16 @@ def client_app(
         return Worker(holdings, _store(context, run, holdings.name), guard or Guard(), own)
 
     def work(message: Message, context: Context, do: Callable[[Worker, Order], Answer]) -> Message:
-        order = records.read_order(message.content)
+        records.check_protocol(message.content)
+        held = _holdings(context, task, model)
+        try:
+            order = records.read_order(
+                message.content, lambda run, version, name: recall(_store(context, run, held.name), version, name)
+            )
+        except KnowledgeError as error:
+            if error.reason is not Reason.CONTEXT:
+                raise
+            return Message(records.write_plea(), reply_to=message)
         one = worker(context, order.run)
         content = records.write_answer(do(one, order), order)
         # Only a pointer: Flower loses a large state silently, and any state with the process.

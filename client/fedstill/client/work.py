@@ -14,6 +14,7 @@ from fedstill.client.holdings import Holding, Holdings
 from fedstill.client.store import Store
 from fedstill.common import __version__
 from fedstill.common.algorithm import Algorithm
+from fedstill.common.context import Memories, Remembered, remember, remember_through, uses_context
 from fedstill.common.knowledge import Knowledge
 from fedstill.common.learning import predict
 from fedstill.common.messages import Answer, Description, Metrics, Order, TaskAnswer, TaskDescription
@@ -26,6 +27,7 @@ from fedstill.common.sides import Client, Memory
 
 _MEMORY = "memory."
 _MODEL = "model."
+_OWN, _HEARD = "own.", "heard."
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +104,7 @@ class Worker:
                 adaptive[name] = adaptive[name].heard(order.round, self._score(name, side))
                 metrics["trained.teacher-weight"] = adaptive[name].weight
             answers[name] = replace(self._answer(name, side, metrics=metrics), knowledge=knowledge)
-        self._save(order, sides, adaptive)
+        self._save(order, sides, adaptive, told={name: answer.knowledge for name, answer in answers.items()})
         return self._reply(order, found, answers)
 
     def finish(self, order: Order) -> Answer:
@@ -182,8 +184,18 @@ class Worker:
             private=holding.data.private,
         )
 
-    def _save(self, order: Order, sides: Mapping[str, Client], adaptive: Mapping[str, Adaptive]) -> None:
+    def _save(
+        self,
+        order: Order,
+        sides: Mapping[str, Client],
+        adaptive: Mapping[str, Adaptive],
+        told: Mapping[str, Knowledge | None] = {},
+    ) -> None:
         tensors: dict[str, Tensor] = {}
+        for name, knowledge in told.items():
+            if uses_context(order.method.codec):
+                tensors |= _memory_tensors(f"{name}.{_OWN}", remember_through(knowledge, order.method.codec))
+                tensors |= _memory_tensors(f"{name}.{_HEARD}", remember(order.tasks[name].knowledge))
         for name, side in sides.items():
             tensors |= {f"{name}.{_MODEL}{key}": value for key, value in side.model.state_dict().items()}
             tensors |= {f"{name}.{_MEMORY}{key}": value for key, value in side.memory.items()}
@@ -209,6 +221,23 @@ class Worker:
 
     def _reply(self, order: Order, version: int, tasks: Mapping[str, TaskAnswer]) -> Answer:
         return Answer(self.holdings.name, order.run, order.round, order.attempt, version, tasks)
+
+
+def recall(store: Store, version: int, task: str) -> Memories:
+    """What a client remembers of a task after a version of its student; nothing if it has lost that version."""
+    found, saved = store.load(version)
+    if found != version:
+        return Memories()
+    own, heard = (_under(saved, f"{task}.{part}") for part in (_OWN, _HEARD))
+    return Memories(_remembered(own), _remembered(heard))
+
+
+def _remembered(tensors: Mapping[str, Tensor]) -> Remembered | None:
+    return Remembered.from_arrays({key: value.numpy() for key, value in tensors.items()}) if tensors else None
+
+
+def _memory_tensors(prefix: str, memory: Remembered | None) -> dict[str, Tensor]:
+    return {} if memory is None else {prefix + key: torch.from_numpy(array) for key, array in memory.arrays().items()}
 
 
 def _adaptive(sides: Mapping[str, Client], saved: Mapping[str, Tensor]) -> dict[str, Adaptive]:

@@ -70,6 +70,7 @@ class Reason(StrEnum):
     TYPE = "other-type"
     NOT_FINITE = "not-finite"
     RANGE = "out-of-range"
+    CONTEXT = "other-context"
 
 
 class KnowledgeError(FedstillError):

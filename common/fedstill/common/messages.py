@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fedstill.common.context import Remembered
 from fedstill.common.knowledge import Knowledge
 from fedstill.common.learning import Training
 
@@ -46,11 +47,15 @@ class TaskOrder:
         proxy_digest: of the server's proxy set.
         samples: ids of the proxy samples to answer on.
         knowledge: what the server tells, or None.
+        own: what the client told last, as far as both sides remember it; only its digest travels.
+        heard: what the client was told last, likewise.
     """
 
     proxy_digest: str
     samples: NDArray[np.int64]
     knowledge: Knowledge | None = None
+    own: Remembered | None = None
+    heard: Remembered | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)

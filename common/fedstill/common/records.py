@@ -17,7 +17,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import PurePath
 from typing import Any, TypeVar, cast
@@ -28,9 +28,19 @@ from flwr.common.serde import recorddict_to_proto
 from numpy.typing import NDArray
 
 from fedstill.common import PROTOCOL, __version__
-from fedstill.common.codec import Codec
+from fedstill.common.codec import Codec, with_context
+from fedstill.common.context import LARGEST as LARGEST_CONTEXT
+from fedstill.common.context import Memories, Recall, Remembered, known, remember
 from fedstill.common.errors import KnowledgeError, MismatchError, Reason
-from fedstill.common.knowledge import ABOUT_SAMPLES, AboutSamples, Arrays, Header, Knowledge, knowledge_from_parts
+from fedstill.common.knowledge import (
+    ABOUT_SAMPLES,
+    AboutSamples,
+    Arrays,
+    Header,
+    Knowledge,
+    SoftLabels,
+    knowledge_from_parts,
+)
 from fedstill.common.learning import Training
 from fedstill.common.messages import (
     Answer,
@@ -46,6 +56,7 @@ from fedstill.common.registry import CODECS
 
 _HEAD, _CLIENT, _TASK, _KNOWLEDGE, _METRICS = "fedstill", "client", "task.", "knowledge.", "metrics."
 _HEADER = "header."
+_OWN, _LOST = "own.", "lost"
 _SAMPLES = "samples"
 _SAME = "as-ordered"
 _FIRST = re.compile(r"first ([0-9]{1,9})")
@@ -96,21 +107,26 @@ def write_order(order: Order) -> RecordDict:
         head = ConfigRecord({"proxy-digest": task.proxy_digest})
         arrays: dict[str, NDArray[np.generic]] = {}
         _write_samples("order", task.samples, None, head, arrays)
-        _write_knowledge(task.knowledge, task.samples, codec, head, arrays)
+        _write_knowledge(task.knowledge, task.samples, codec, head, arrays, memories=(task.heard,))
         content[_TASK + name] = head
         content[_KNOWLEDGE + name] = _array_record(arrays)
-    return content
+    return for_client(content, order)
 
 
-def with_version(content: RecordDict, version: int) -> RecordDict:
-    """The same order for a client whose student has another version; everything else is shared."""
+def for_client(content: RecordDict, order: Order) -> RecordDict:
+    """The same order for another client: version of its student and what both remember; everything else is shared."""
+    own = {_OWN + name: task.own.digest for name, task in order.tasks.items() if task.own is not None}
     copy = RecordDict(dict(content))
-    copy[_CLIENT] = ConfigRecord({"version": version})
+    copy[_CLIENT] = ConfigRecord(cast("dict[str, Any]", {"version": order.version, **own}))
     return copy
 
 
-def read_order(content: RecordDict) -> Order:
+def read_order(content: RecordDict, recall: Recall | None = None) -> Order:
     """An order from records.
+
+    Args:
+        content: the records.
+        recall: what the client remembers of a run's task after a version of its student.
 
     Raises:
         MismatchError: if the server speaks another protocol.
@@ -118,17 +134,23 @@ def read_order(content: RecordDict) -> Order:
     """
     head = _head(content)
     codec = find_codec(_text(head, "codec"))
+    client = content.config_records.get(_CLIENT, ConfigRecord())
+    run, version = _folder_name(head, "run"), _whole(client, "version")
     tasks = {}
     for name, task, arrays in _tasks(content):
         samples = _read_samples("order", None, task, arrays, most=LARGEST_PROXY_SET)
-        tasks[name] = TaskOrder(_text(task, "proxy-digest"), samples, _read_knowledge(samples, codec, task, arrays))
+        mine = recall(run, version, name) if recall is not None and with_context(codec) is not None else Memories()
+        knowledge = _read_knowledge(samples, codec, task, arrays, memories=(mine.heard,))
+        same = mine.own is not None and client.get(_OWN + name) == mine.own.digest
+        own = mine.own if same else None
+        tasks[name] = TaskOrder(_text(task, "proxy-digest"), samples, knowledge, own, mine.heard)
     return Order(
-        run=_folder_name(head, "run"),
+        run=run,
         round=_whole(head, "round"),
         rounds=_whole(head, "rounds"),
         attempt=_whole(head, "attempt"),
         seed=_whole(head, "seed"),
-        version=_whole(content.config_records.get(_CLIENT, ConfigRecord()), "version"),
+        version=version,
         method=_read_method(_text(head, "method"), _text(head, "codec")),
         tasks=tasks,
     )
@@ -149,7 +171,9 @@ def write_answer(answer: Answer, order: Order) -> RecordDict:
     for name, task in answer.tasks.items():
         config = ConfigRecord({"proxy-digest": task.proxy_digest, "num-examples": task.examples})
         arrays: dict[str, NDArray[np.generic]] = {}
-        _write_knowledge(task.knowledge, order.tasks[name].samples, codec, config, arrays)
+        _write_knowledge(
+            task.knowledge, order.tasks[name].samples, codec, config, arrays, memories=_both(order.tasks[name])
+        )
         content[_TASK + name] = config
         content[_KNOWLEDGE + name] = _array_record(arrays)
         content[_METRICS + name] = MetricRecord(cast("dict[str, Any]", dict(task.metrics)))
@@ -164,6 +188,8 @@ def read_answer(content: RecordDict, order: Order) -> Answer:
         KnowledgeError: if a part is missing or malformed.
     """
     head = _head(content)
+    if is_plea(content):
+        raise KnowledgeError("no answer", "expected one to a self-contained order", reason=Reason.CONTEXT)
     codec = find_codec(order.method.codec)
     tasks = {}
     for name, task, arrays in _tasks(content):
@@ -172,7 +198,7 @@ def read_answer(content: RecordDict, order: Order) -> Answer:
         tasks[name] = TaskAnswer(
             _text(task, "proxy-digest"),
             _whole(task, "num-examples"),
-            _read_knowledge(order.tasks[name].samples, codec, task, arrays),
+            _read_knowledge(order.tasks[name].samples, codec, task, arrays, memories=_both(order.tasks[name])),
             _read_metrics(content, name),
         )
     return Answer(
@@ -234,6 +260,16 @@ def write_question() -> RecordDict:
     return RecordDict({_HEAD: ConfigRecord({"protocol": PROTOCOL, "software": __version__})})
 
 
+def write_plea() -> RecordDict:
+    """The answer of a client that has lost what an order was coded in the context of: tell me all of it."""
+    return RecordDict({_HEAD: ConfigRecord({"protocol": PROTOCOL, _LOST: True})})
+
+
+def is_plea(content: RecordDict) -> bool:
+    """Whether a client asks for a self-contained order."""
+    return content.config_records.get(_HEAD, ConfigRecord()).get(_LOST) is True
+
+
 def check_protocol(content: RecordDict) -> None:
     """Raise MismatchError if the other side speaks another protocol."""
     _head(content)
@@ -286,6 +322,8 @@ def _write_knowledge(
     codec: Codec,
     head: ConfigRecord,
     arrays: dict[str, NDArray[np.generic]],
+    *,
+    memories: Sequence[Remembered | None],
 ) -> None:
     if knowledge is None:
         return
@@ -296,23 +334,43 @@ def _write_knowledge(
     if isinstance(knowledge, AboutSamples):
         _write_samples("knowledge", knowledge.samples, ordered, head, arrays)
         del parts[_SAMPLES]
-    arrays.update(codec.encode(parts))
+    coder = with_context(codec)
+    if coder is not None and isinstance(knowledge, SoftLabels) and knowledge.values.size <= LARGEST_CONTEXT:
+        arrays.update(coder.encode(parts, {"values": known(memories, knowledge.samples, knowledge.classes)}))
+    else:
+        arrays.update(codec.encode(parts))
 
 
 def _read_knowledge(
-    ordered: NDArray[np.int64], codec: Codec, head: ConfigRecord, arrays: dict[str, NDArray[np.generic]]
+    ordered: NDArray[np.int64],
+    codec: Codec,
+    head: ConfigRecord,
+    arrays: dict[str, NDArray[np.generic]],
+    *,
+    memories: Sequence[Remembered | None],
 ) -> Knowledge | None:
     if "kind" not in head:
         return None
     header = cast(Header, {key.removeprefix(_HEADER): head[key] for key in head if key.startswith(_HEADER)})
     kind = _text(head, "kind")
     own = {name: array for name, array in arrays.items() if not name.startswith(f"{_SAMPLES}.")}
-    parts: dict[str, NDArray[np.generic]] = dict(codec.decode(own))
+    coder = with_context(codec)
+    if coder is not None and kind == SoftLabels.kind and any(one is not None for one in memories):
+        samples = _read_samples("knowledge", ordered, head, arrays, most=LARGEST_CONTEXT)
+        classes = _list(head, _HEADER + "classes", str)
+        parts = dict(coder.decode(own, {"values": known(memories, samples, classes)}))
+    else:
+        parts = dict(codec.decode(own))
     if kind in ABOUT_SAMPLES:
         values = parts.get("values", _NO_ROWS)
         rows = values.shape[0] if values.ndim and values.size else 0
         parts[_SAMPLES] = _read_samples("knowledge", ordered, head, arrays, most=rows)
     return knowledge_from_parts(kind, header, parts)
+
+
+def _both(task: TaskOrder) -> tuple[Remembered | None, Remembered | None]:
+    """The context of an answer: what the client told last, and what it has just been told."""
+    return task.own, remember(task.knowledge)
 
 
 def _write_samples(

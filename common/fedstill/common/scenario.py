@@ -228,12 +228,34 @@ class Scenario:
                 raise ConfigError(f"tasks.{name}.clients = {list(plan.clients)}", "expected every client once")
         _check_shared(self.tasks)
         _check_adaptive(self)
+        _check_codec(self)
         if all(plan.clients for plan in self.tasks.values()):
             idle = set(range(self.clients.count)).difference(*(plan.clients for plan in self.tasks.values()))
             if idle:
                 raise ConfigError(
                     f"client {min(idle)} without a task", "expected one for every client", "see tasks.NAME.clients"
                 )
+
+
+def _check_codec(scenario: Scenario) -> None:
+    """Refuse a codec that cannot be used here, or cannot hold what is exchanged."""
+    codec = CODECS.get(scenario.codec)()
+    method = scenario.algorithm
+    if not getattr(codec, "only_distributions", False) or method.exchange in ("nothing", "data"):
+        return
+    if method.exchange != "soft-labels" or asked(method)[0] != "probabilities":
+        raise ConfigError(
+            f"codec '{scenario.codec}' with algorithm '{method.name}'",
+            "expected a method that exchanges probabilities",
+            "choose another codec",
+        )
+    for name, plan in scenario.tasks.items():
+        if not output_kind(plan.task.output).has_classes:
+            raise ConfigError(
+                f"codec '{scenario.codec}' with task '{name}' of output kind '{plan.task.output}'",
+                "expected distributions over classes",
+                "choose another codec",
+            )
 
 
 def _check_adaptive(scenario: Scenario) -> None:

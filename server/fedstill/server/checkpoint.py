@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fedstill.common.context import Remembered
 from fedstill.common.errors import FedstillError, RunFolderError
 from fedstill.common.files import write_atomically
 from fedstill.common.knowledge import Knowledge, knowledge_from_parts
@@ -41,14 +42,23 @@ def save(folder: Path, state: RunState) -> None:
 
     tensors: dict[str, Tensor] = {}
     tasks: dict[str, Any] = {}
+    remember: dict[str, Any] = {}
     for name, task in state.tasks.items():
         tensors |= {f"{name}/model/{key}": value for key, value in task.model.items()}
         tensors |= {f"{name}/memory/{key}": value for key, value in task.memory.items()}
         tasks[name] = _write_knowledge(name, task.knowledge, tensors)
+        remembered = {f"own/{place}": own for place, own in enumerate(task.own.values())}
+        if task.heard is not None:
+            remembered["heard"] = task.heard
+        for key, one in remembered.items():
+            tensors |= {f"{name}/{key}/{part}": torch.from_numpy(array) for part, array in one.arrays().items()}
+        if remembered:
+            remember[name] = {"own": list(task.own), "heard": task.heard is not None}
     content = to_bytes({key: value.clone(memory_format=torch.contiguous_format) for key, value in tensors.items()})
     manifest = {
         "step": state.step,
         "tasks": tasks,
+        "remembered": remember,
         "versions": dict(state.versions),
         "record": dict(state.record),
         "tensors": hashlib.sha256(content).hexdigest(),
@@ -94,7 +104,10 @@ def _load(folder: Path, step: int) -> RunState:
     tensors = load(content)
     return RunState(
         step=manifest["step"],
-        tasks={name: _read_task(name, table, tensors) for name, table in manifest["tasks"].items()},
+        tasks={
+            name: _read_task(name, table, manifest.get("remembered", {}).get(name, {}), tensors)
+            for name, table in manifest["tasks"].items()
+        },
         versions=manifest["versions"],
         record=manifest["record"],
     )
@@ -108,12 +121,26 @@ def _write_knowledge(name: str, knowledge: Knowledge | None, tensors: dict[str, 
     return {"kind": knowledge.kind, "header": knowledge.header()}
 
 
-def _read_task(name: str, table: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> TaskState:
+def _read_task(
+    name: str, table: Mapping[str, Any], remembered: Mapping[str, Any], tensors: Mapping[str, Tensor]
+) -> TaskState:
     knowledge = None
     if table:
         arrays = {key: value.numpy() for key, value in _under(tensors, f"{name}/knowledge/").items()}
         knowledge = knowledge_from_parts(table["kind"], table["header"], arrays)
-    return TaskState(knowledge, _under(tensors, f"{name}/model/"), _under(tensors, f"{name}/memory/"))
+
+    def memory(key: str) -> Remembered:
+        return Remembered.from_arrays(
+            {part: value.numpy() for part, value in _under(tensors, f"{name}/{key}/").items()}
+        )
+
+    return TaskState(
+        knowledge,
+        _under(tensors, f"{name}/model/"),
+        _under(tensors, f"{name}/memory/"),
+        {client: memory(f"own/{place}") for place, client in enumerate(remembered.get("own", ()))},
+        memory("heard") if remembered.get("heard") else None,
+    )
 
 
 def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

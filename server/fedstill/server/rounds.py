@@ -14,8 +14,9 @@ import logging
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -25,6 +26,7 @@ from numpy.typing import NDArray
 
 from fedstill.common import records
 from fedstill.common.algorithm import asked
+from fedstill.common.context import Remembered, remember, uses_context
 from fedstill.common.errors import QuorumError, Reason
 from fedstill.common.knowledge import Knowledge, Layout, SoftLabels
 from fedstill.common.labels import positions
@@ -38,9 +40,10 @@ from fedstill.common.sides import Server
 from fedstill.server import merging
 from fedstill.server import roster as rosters
 from fedstill.server.admission import Gate, Rejection, TaskGate
-from fedstill.server.exchange import Clock, ask
+from fedstill.server.exchange import Clock, Reply, ask
 from fedstill.server.folder import RunFolder
 from fedstill.server.holdings import ServerTask
+from fedstill.server.questions import Asked, replies, write_questions
 from fedstill.server.record import Attempt, StepRecord, Traffic
 from fedstill.server.roster import Roster
 from fedstill.server.state import RunState, TaskState
@@ -137,12 +140,14 @@ class Collected:
         answers: what was admitted, by client, in the order of names.
         restarted: clients that had lost their student.
         traffic: bytes.
+        heard: what they were told about each task, as it came out of the codec.
     """
 
     attempt: Attempt
     answers: Mapping[str, Answer]
     restarted: Sequence[str]
     traffic: Traffic
+    heard: Mapping[str, Knowledge | None] = field(default_factory=dict)
 
 
 NOBODY = Collected(Attempt(1, (), (), ()), {}, (), Traffic({}, {}))
@@ -207,7 +212,8 @@ def _advance(turn: Turn) -> RunState:
             run.tasks[name], side, consensus.get(name), with_model=_has_model(run) and _knows(turn, knowledge)
         )
         weights = {key: value.clone() for key, value in side.model.state_dict().items()}
-        tasks[name] = TaskState(knowledge, weights, dict(side.memory))
+        own, heard = _remembered(turn, name, collected)
+        tasks[name] = TaskState(knowledge, weights, dict(side.memory), own, heard)
     saved = {} if turn.kind == "alone" else dict.fromkeys(collected.answers, turn.step)
     record = StepRecord(
         kind=turn.kind,
@@ -221,6 +227,18 @@ def _advance(turn: Turn) -> RunState:
         restarted=collected.restarted,
     )
     return RunState(step=turn.step, tasks=tasks, versions={**state.versions, **saved}, record=record.table())
+
+
+def _remembered(turn: Turn, task: str, collected: Collected) -> tuple[dict[str, Remembered], Remembered | None]:
+    """What clients told and heard, for a codec that makes use of it."""
+    if turn.kind == "alone" or not uses_context(turn.run.scenario.codec):
+        return {}, None
+    own = dict(turn.state.tasks[task].own)
+    for client, answer in collected.answers.items():
+        told = remember(answer.tasks[task].knowledge) if task in answer.tasks else None
+        if told is not None:
+            own[client] = told
+    return own, remember(collected.heard.get(task))
 
 
 def _ask_clients(turn: Turn) -> tuple[Collected, list[Collected]]:
@@ -285,23 +303,14 @@ def _collect(turn: Turn, cohort: Sequence[str], *, attempt: int) -> Collected:
     """Ask a cohort, admit what comes, and say who did not count."""
     run, limits = turn.run, turn.run.scenario.rounds
     orders = {name: _order(turn, name, attempt) for name in cohort}
-    questions, down = _questions(orders)
+    questions, orders, down = write_questions(orders)
     gates = _gates(turn)
     up: dict[str, int] = {}
     answers: dict[str, Answer] = {}
     rejected: list[Rejection] = []
     pulse = Pulse(turn.kind, turn.step, run.last, attempt, len(cohort), answered=0)
     run.pulse(pulse)
-    replies = ask(
-        run.grid,
-        questions,
-        turn.roster.nodes,
-        kind=_MESSAGES[turn.kind],
-        group=str(turn.step),
-        deadline=limits.deadline,
-        clock=run.clock,
-    )
-    for reply in replies:
+    for reply in replies(Asked(questions, orders, up, down), partial(_ask, turn)):
         gate = Gate(reply.client, orders[reply.client], gates, limits.largest_message)
         admitted = gate.admit(reply.message, answered=reply.again)
         if isinstance(admitted, Answer):
@@ -328,16 +337,37 @@ def _collect(turn: Turn, cohort: Sequence[str], *, attempt: int) -> Collected:
     known = turn.state.versions
     lost = [name for name, answer in accepted.items() if turn.kind != "alone" and answer.version != known.get(name, 0)]
     ordered = sorted(rejected, key=lambda rejection: rejection.client)
-    return Collected(Attempt(attempt, tuple(cohort), tuple(accepted), ordered), accepted, lost, Traffic(up, down))
+    heard = {name: task.knowledge for order in orders.values() for name, task in order.tasks.items()}
+    told = Attempt(attempt, tuple(cohort), tuple(accepted), ordered)
+    return Collected(told, accepted, lost, Traffic(up, down), heard)
+
+
+def _ask(turn: Turn, questions: Mapping[str, RecordDict]) -> Iterator[Reply]:
+    return ask(
+        turn.run.grid,
+        questions,
+        turn.roster.nodes,
+        kind=_MESSAGES[turn.kind],
+        group=str(turn.step),
+        deadline=turn.run.scenario.rounds.deadline,
+        clock=turn.run.clock,
+    )
 
 
 def _order(turn: Turn, client: str, attempt: int) -> Order:
     run, scenario = turn.run, turn.run.scenario
     tasks = {}
+    version = turn.state.versions.get(client, 0)
+    # Who answered in the last step heard what was told there; a second attempt takes nothing for granted.
+    up_to_date = version == turn.state.step and attempt == 1
     for name in turn.roster.descriptions[client].tasks:
-        told = turn.state.tasks[name].knowledge if turn.kind != "alone" else None
         samples = _samples(turn, name) if turn.kind == "round" else _NO_SAMPLES
-        tasks[name] = TaskOrder(run.tasks[name].proxy.digest, samples, told)
+        task = TaskOrder(run.tasks[name].proxy.digest, samples)
+        if turn.kind != "alone":
+            state = turn.state.tasks[name]
+            heard = state.heard if up_to_date else None
+            task = replace(task, knowledge=state.knowledge, own=state.own.get(client), heard=heard)
+        tasks[name] = task
     method = Method(scenario.algorithm.name, options(scenario.algorithm), scenario.training, scenario.codec)
     return Order(
         run=run.folder.name,
@@ -345,7 +375,7 @@ def _order(turn: Turn, client: str, attempt: int) -> Order:
         rounds=scenario.rounds.count,
         attempt=attempt,
         seed=scenario.seed,
-        version=turn.state.versions.get(client, 0),
+        version=version,
         method=method,
         tasks=tasks,
     )
@@ -355,23 +385,6 @@ def _samples(turn: Turn, task: str) -> NDArray[np.int64]:
     """The proxy samples that this step is about; what is told at the start is about those of round 1."""
     own = turn.run.tasks[task]
     return own.proxy.draw(own.per_round, seed=derive(turn.run.scenario.seed, "samples", own.group, max(turn.step, 1)))
-
-
-def _questions(orders: Mapping[str, Order]) -> tuple[dict[str, RecordDict], dict[str, int]]:
-    """The content for each client, and its bytes. Clients with the same tasks share all records but one."""
-    shared: dict[tuple[str, ...], RecordDict] = {}
-    sizes: dict[tuple[tuple[str, ...], int], int] = {}
-    questions, down = {}, {}
-    for name, order in orders.items():
-        group = tuple(order.tasks)
-        if group not in shared:
-            shared[group] = records.write_order(order)
-        questions[name] = records.with_version(shared[group], order.version)
-        key = (group, order.version)
-        if key not in sizes:
-            sizes[key] = records.content_bytes(questions[name])
-        down[name] = sizes[key]
-    return questions, down
 
 
 def _gates(turn: Turn) -> dict[str, TaskGate]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from fedstill.common.context import Remembered
 from fedstill.common.knowledge import Knowledge
 
 
@@ -19,11 +20,15 @@ class TaskState:
         knowledge: what the clients are told next, or None.
         model: weights of the server's model.
         memory: what method and teacher keep.
+        own: what each client told last, as far as a codec with a context makes use of it.
+        heard: what the clients of the last step were told, likewise.
     """
 
     knowledge: Knowledge | None
     model: Mapping[str, Tensor]
     memory: Mapping[str, Tensor]
+    own: Mapping[str, Remembered] = field(default_factory=dict)
+    heard: Remembered | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)

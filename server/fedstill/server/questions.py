@@ -1,0 +1,80 @@
+"""Orders as messages: what clients have in common is written once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from dataclasses import dataclass, replace
+
+from flwr.app import RecordDict
+
+from fedstill.common import records
+from fedstill.common.context import Memories, uses_context
+from fedstill.common.messages import Order
+from fedstill.server.exchange import Reply
+
+
+def write_questions(
+    orders: Mapping[str, Order],
+) -> tuple[dict[str, RecordDict], dict[str, Order], dict[str, int]]:
+    """The content for each client, the order as the client hears it, and its bytes.
+
+    Clients with the same tasks, who heard the same before, share all records but one.
+    """
+    shared: dict[Hashable, tuple[RecordDict, Order]] = {}
+    sizes: dict[Hashable, int] = {}
+    questions, heard, down = {}, {}, {}
+    for name, order in orders.items():
+        group = tuple((task, part.heard is not None) for task, part in order.tasks.items())
+        if group not in shared:
+            content = records.write_order(order)
+            shared[group] = content, as_heard(order, content)
+        content, one = shared[group]
+        questions[name] = records.for_client(content, order)
+        parts = {task: replace(part, knowledge=one.tasks[task].knowledge) for task, part in order.tasks.items()}
+        heard[name] = replace(order, tasks=parts)
+        key = (group, order.version, tuple(part.own is not None for part in order.tasks.values()))
+        if key not in sizes:
+            sizes[key] = records.content_bytes(questions[name])
+        down[name] = sizes[key]
+    return questions, heard, down
+
+
+def as_heard(order: Order, content: RecordDict) -> Order:
+    """An order as its client hears it: with the loss of a codec that codes answers in its context."""
+    if not uses_context(order.method.codec):
+        return order
+    heard = records.read_order(content, lambda _, __, task: Memories(heard=order.tasks[task].heard))
+    tasks = {name: replace(task, knowledge=heard.tasks[name].knowledge) for name, task in order.tasks.items()}
+    return replace(order, tasks=tasks)
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What clients are asked: messages and orders, and the bytes of both directions so far, by client."""
+
+    questions: dict[str, RecordDict]
+    orders: dict[str, Order]
+    up: dict[str, int]
+    down: dict[str, int]
+
+
+def replies(asked: Asked, ask: Callable[[Mapping[str, RecordDict]], Iterator[Reply]]) -> Iterator[Reply]:
+    """The replies; a client that has lost what its order was coded in the context of is told all of it, once."""
+    again: dict[str, Order] = {}
+    for reply in ask(asked.questions):
+        if reply.message.has_content() and records.is_plea(reply.message.content) and not reply.again:
+            asked.up[reply.client] = records.content_bytes(reply.message.content)
+            again[reply.client] = self_contained(asked.orders[reply.client])
+        else:
+            yield reply
+    if again:
+        questions, orders, down = write_questions(again)
+        asked.orders.update(orders)
+        for client, size in down.items():
+            asked.down[client] += size
+        yield from ask(questions)
+
+
+def self_contained(order: Order) -> Order:
+    """The same order without a word that a client has to remember."""
+    return replace(order, tasks={name: replace(task, heard=None, own=None) for name, task in order.tasks.items()})
