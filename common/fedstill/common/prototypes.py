@@ -127,7 +127,7 @@ def predictions_over(
         total = np.maximum(total - share * behind[:, None], 0)
         counts = np.maximum(counts - behind, 0)
     mass = total.sum(-1)
-    there = mass > _LEAST_MASS * counts
+    there = (counts > 0) & (mass > _LEAST_MASS * counts)
     found = np.divide(total, mass[:, None], out=np.zeros_like(total), where=there[:, None])
     return torch.from_numpy(found).float(), torch.from_numpy(np.where(there, counts, 0))
 
