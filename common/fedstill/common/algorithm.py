@@ -65,7 +65,7 @@ def asked(method: Algorithm) -> tuple[Form, float]:
 
 
 def parts(method: Algorithm) -> frozenset[str]:
-    """What a method's prototypes are made of: "features", "predictions" or both, as its property `parts` says.
+    """What a method's prototypes are made of: "features", "predictions" or both, as its class variable `parts` says.
 
     Nothing for a method that exchanges something else.
     """
