@@ -18,20 +18,13 @@ from fedstill.common.algorithms.fd import FD, cross_entropy
 from fedstill.common.algorithms.fedhkd import FedHKD, lengths, mean_distance
 from fedstill.common.algorithms.fedproto import FedProto, distance
 from fedstill.common.data.proxy import ProxySet
-from fedstill.common.errors import ConfigError, KnowledgeError, Reason, UnsupportedError
-from fedstill.common.knowledge import (
-    MOST_BEHIND,
-    WIDEST_FEATURES,
-    Contribution,
-    Features,
-    Prototypes,
-    knowledge_from_parts,
-)
+from fedstill.common.errors import ConfigError, KnowledgeError, UnsupportedError
+from fedstill.common.knowledge import Contribution, Prototypes
 from fedstill.common.learning import Training
 from fedstill.common.models import build_model, embedding_width
 from fedstill.common.network import Embedded, Network, last_layer
 from fedstill.common.prototypes import class_means, features_over, from_means, mean_prototypes, predictions_over
-from fedstill.common.sides import Client, Server, prototypes_of
+from fedstill.common.sides import Client, Server
 from fedstill.common.task import Examples, TaskSpec
 
 LN3 = math.log(3)
@@ -99,72 +92,6 @@ def said(*knowledge: Prototypes) -> list[Contribution]:
 
 def weights(side: Client) -> Mapping[str, Tensor]:
     return {name: value.clone() for name, value in side.model.state_dict().items()}
-
-
-class TestKnowledge:
-    GOOD = protos("ab", [2, 1], features=[[1, 2], [3, 4]], predictions=[[0.5, 0.5], [0, 1]], columns="ab", round=3)
-
-    @pytest.mark.parametrize(
-        ("change", "reason"),
-        [
-            ({"classes": ()}, Reason.CLASSES),
-            ({"classes": ("a", "a")}, Reason.CLASSES),
-            ({"classes": ("a", "b", "c")}, Reason.SHAPE),
-            ({"columns": ("b", "b")}, Reason.CLASSES),
-            ({"columns": ("a",)}, Reason.SHAPE),
-            ({"columns": ()}, Reason.SHAPE),
-            ({"counts": np.array([1])}, Reason.SHAPE),
-            ({"counts": np.array([[1, 2]])}, Reason.SHAPE),
-            ({"counts": np.array([0, 1])}, Reason.RANGE),
-            ({"counts": np.array([1, 2 * int(MOST_BEHIND)])}, Reason.RANGE),
-            ({"counts": np.array([1, 2], np.int32)}, Reason.TYPE),
-            ({"features": np.zeros((2, 2))}, Reason.TYPE),
-            ({"features": np.zeros(2, np.float32)}, Reason.SHAPE),
-            ({"features": np.zeros((2, 2, 2), np.float32)}, Reason.SHAPE),
-            ({"features": np.zeros((2, WIDEST_FEATURES + 1), np.float32)}, Reason.SHAPE),
-            ({"features": np.full((2, 2), np.nan, np.float32)}, Reason.NOT_FINITE),
-            ({"features": np.full((2, 2), 1e5, np.float32)}, Reason.RANGE),
-            ({"predictions": np.full((2, 2), 0.6, np.float32)}, Reason.RANGE),
-            ({"predictions": np.full((2, 2), np.nan, np.float32)}, Reason.NOT_FINITE),
-            ({"predictions": np.array([[1.5, -0.5]] * 2, np.float32)}, Reason.RANGE),
-            (
-                {
-                    "features": np.zeros((2, 0), np.float32),
-                    "predictions": np.zeros((2, 0), np.float32),
-                    "columns": (),
-                },
-                Reason.SHAPE,
-            ),
-        ],
-    )
-    def test_malformed_ones_are_refused(self, change: dict[str, Any], reason: Reason) -> None:
-        with pytest.raises(KnowledgeError) as caught:
-            replace(self.GOOD, **change)
-        assert caught.value.reason is reason
-
-    @pytest.mark.parametrize(
-        "told",
-        [GOOD, protos("c", [1], features=[[1.0]]), protos("c", [1], predictions=[[0.5, 0.5]], columns="ab")],
-    )
-    def test_they_are_their_parts(self, told: Prototypes) -> None:
-        back = knowledge_from_parts("prototypes", told.header(), told.arrays())
-        assert isinstance(back, Prototypes)
-        assert back.header() == told.header()
-        assert back.arrays().keys() == told.arrays().keys()
-        for name, array in told.arrays().items():
-            np.testing.assert_array_equal(back.arrays()[name], array)
-
-    def test_what_is_missing_is_named(self) -> None:
-        header, arrays = self.GOOD.header(), dict(self.GOOD.arrays())
-        for name in header:
-            with pytest.raises(KnowledgeError, match="expected classes, columns and round"):
-                knowledge_from_parts("prototypes", {key: header[key] for key in header if key != name}, arrays)
-        with pytest.raises(KnowledgeError, match="expected 'counts' among them"):
-            knowledge_from_parts("prototypes", header, {key: arrays[key] for key in arrays if key != "counts"})
-        with pytest.raises(KnowledgeError, match="expected a row for each class"):
-            knowledge_from_parts("prototypes", header, arrays | {"features": np.array(1, np.float32)})
-        with pytest.raises(KnowledgeError, match="Features: expected Prototypes"):
-            prototypes_of(Features(np.array([0]), np.ones((1, 1), np.float32)))
 
 
 class TestMeans:

@@ -11,6 +11,9 @@ import numpy as np
 import pytest
 from flwr.app import Array, Context, Message
 from flwr.clientapp import ClientApp
+from flwr.common.serde import message_from_proto, recorddict_to_proto
+from flwr.proto.message_pb2 import Message as ProtoMessage
+from flwr.proto.message_pb2 import Metadata as ProtoMetadata
 
 from fedstill.common import records
 from fedstill.common.errors import QuorumError, Reason, UnsupportedError
@@ -29,6 +32,7 @@ Play = Callable[..., Any]
 METHODS = ("fd", "fedproto", "fedhkd")
 SPACE, OWN = ("cat", "dog", "cow"), ("cat", "cow")
 SAMPLES = np.array([2, 5])
+METADATA = ProtoMetadata(message_type="train.round", ttl=60)
 TOLD = Prototypes(
     classes=OWN,
     counts=np.array([40, 20]),
@@ -60,15 +64,9 @@ def admitted(told: Prototypes, *, codec: str = "raw", spoil: dict[str, Any] | No
     content = records.write_answer(Answer("client-0", "run", 4, 1, 3, {"pets": TaskAnswer("digest", 60, told)}), asked)
     for name, array in (spoil or {}).items():
         content.array_records["knowledge.pets"][name] = Array(array)
-    return door.admit(_Reply(content))  # type: ignore[arg-type]
-
-
-class _Reply:
-    def __init__(self, content: Any) -> None:
-        self.content = content
-
-    def has_error(self) -> bool:
-        return False
+    # As Flower delivers it: real bytes in between.
+    proto = ProtoMessage(metadata=METADATA, content=recorddict_to_proto(content))
+    return door.admit(message_from_proto(ProtoMessage.FromString(proto.SerializeToString())))
 
 
 def reason(*args: Any, **options: Any) -> Reason:
