@@ -94,6 +94,6 @@ def test_what_has_no_robust_mean_is_refused() -> None:
             robust_soft_labels(opinions, corrupted=0.1, space=SPACE)
     with pytest.raises(KnowledgeError, match="expected probabilities"):
         robust_soft_labels([told([[1, 2]], form="logits")], corrupted=0.1, space=SPACE)
-    for corrupted in (-0.1, 0.5, float("nan")):
-        with pytest.raises(ConfigError, match=r"expected 0 <= value < 0\.5"):
+    for corrupted in (-0.1, 0.0, 0.5, float("nan")):
+        with pytest.raises(ConfigError, match=r"expected 0 < value < 0\.5"):
             Cronus(corrupted=corrupted)

@@ -30,7 +30,7 @@ class Cronus:
     """Students learn from a robust mean of everybody's predictions, which few false ones move little.
 
     Attributes:
-        corrupted: ε, the part of the clients that may be false; 0 for the plain mean.
+        corrupted: ε, the part of the clients that may be false, below ½.
         distil_epochs: passes over the proxy samples in one round.
     """
 
@@ -44,8 +44,8 @@ class Cronus:
     distil_epochs: int = 2
 
     def __post_init__(self) -> None:
-        if not 0 <= self.corrupted < 0.5:
-            raise ConfigError(f"algorithm_corrupted={self.corrupted}", "expected 0 <= value < 0.5")
+        if not 0 < self.corrupted < 0.5:
+            raise ConfigError(f"algorithm_corrupted={self.corrupted}", "expected 0 < value < 0.5", "fedmd has the mean")
         check.at_least(1, algorithm_distil_epochs=self.distil_epochs)
 
     def start(self, server: Server) -> None:

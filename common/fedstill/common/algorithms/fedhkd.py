@@ -59,12 +59,8 @@ class FedHKD:
     noise: float = 0.0
 
     def __post_init__(self) -> None:
-        check.at_least(
-            0,
-            algorithm_prediction_weight=self.prediction_weight,
-            algorithm_feature_weight=self.feature_weight,
-            algorithm_noise=self.noise,
-        )
+        check.positive(algorithm_prediction_weight=self.prediction_weight, algorithm_feature_weight=self.feature_weight)
+        check.at_least(0, algorithm_noise=self.noise)
         check.positive("soft predictions are softmax(z / temperature)", algorithm_temperature=self.temperature)
 
     def start(self, server: Server) -> None:
