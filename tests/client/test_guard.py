@@ -11,7 +11,7 @@ from fedstill.client.holdings import Holding, Holdings
 from fedstill.common.data.federation import ClientData
 from fedstill.common.data.proxy import ProxySet
 from fedstill.common.errors import MismatchError, Reason, UnsupportedError
-from fedstill.common.knowledge import Features, Parameters, Relations, SoftLabels
+from fedstill.common.knowledge import Features, Parameters, Prototypes, Relations, SoftLabels
 from fedstill.common.learning import Training
 from fedstill.common.messages import Method, Order, TaskOrder
 from fedstill.common.task import Examples, TaskSpec
@@ -22,6 +22,8 @@ LABELS = SoftLabels("categorical", ("a", "b"), np.array([0]), np.array([[1, 0]],
 WEIGHTS = Parameters("m", {"w": np.zeros(1, np.float32)})
 FEATURES = Features(np.array([0]), np.ones((1, 3), np.float32))
 RELATIONS = Relations(np.array([0, 1]), np.array([[0, 1], [1, 0]], np.float32))
+
+MEANS = Prototypes(("a",), np.array([1]), np.ones((1, 3), np.float32), np.zeros((1, 0), np.float32))
 
 
 def holdings(*tasks: str) -> Holdings:
@@ -48,7 +50,7 @@ def test_an_order_about_another_proxy_set_is_refused() -> None:
 
 
 def test_only_allowed_knowledge_leaves() -> None:
-    for knowledge in (LABELS, WEIGHTS, FEATURES, RELATIONS, None):
+    for knowledge in (LABELS, WEIGHTS, FEATURES, RELATIONS, MEANS, None):
         assert Guard().release(knowledge) is knowledge
     strict = Guard(frozenset({"soft-labels"}))
     assert strict.release(LABELS) is LABELS
@@ -56,5 +58,7 @@ def test_only_allowed_knowledge_leaves() -> None:
         strict.release(WEIGHTS)
     with pytest.raises(UnsupportedError, match="'features': this client lets out soft-labels"):
         strict.release(FEATURES)
+    with pytest.raises(UnsupportedError, match="'prototypes': this client lets out soft-labels"):
+        strict.release(MEANS)
     with pytest.raises(UnsupportedError, match="lets out nothing"):
         Guard(frozenset()).release(LABELS)

@@ -1,7 +1,8 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from dataclasses import replace
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -10,15 +11,18 @@ from hypothesis import strategies as st
 
 from fedstill.common.errors import DataError, KnowledgeError, Reason
 from fedstill.common.knowledge import (
+    MOST_BEHIND,
     MOST_RELATED,
     WIDEST_FEATURES,
     Features,
     Parameters,
+    Prototypes,
     Relations,
     SoftLabels,
     knowledge_from_parts,
 )
 from fedstill.common.labels import label_space, ordered, positions
+from fedstill.common.sides import prototypes_of
 
 GOOD: dict[str, Any] = {
     "output": "categorical",
@@ -212,10 +216,84 @@ def test_a_header_without_a_part_is_refused(missing: str) -> None:
 
 def test_unknown_kinds_and_missing_arrays() -> None:
     labels = SoftLabels(**GOOD)
-    with pytest.raises(KnowledgeError, match="expected soft-labels or relations or features or parameters"):
+    with pytest.raises(KnowledgeError, match="soft-labels or relations or features or prototypes or parameters"):
         knowledge_from_parts("gossip", labels.header(), labels.arrays())
     with pytest.raises(KnowledgeError, match="expected 'values' among them"):
         SoftLabels.from_parts(labels.header(), {"samples": labels.samples})
+
+
+class TestPrototypes:
+    GOOD = Prototypes(
+        classes=("a", "b"),
+        counts=np.array([2, 1]),
+        features=np.array([[1, 2], [3, 4]], np.float32),
+        predictions=np.array([[0.5, 0.5], [0, 1]], np.float32),
+        columns=("a", "b"),
+        round=3,
+    )
+    NOTHING: ClassVar[Any] = np.zeros((2, 0), np.float32)
+
+    @pytest.mark.parametrize(
+        ("change", "reason"),
+        [
+            ({"classes": ()}, Reason.CLASSES),
+            ({"classes": ("a", "a")}, Reason.CLASSES),
+            ({"classes": ("a", "b", "c")}, Reason.SHAPE),
+            ({"columns": ("b", "b")}, Reason.CLASSES),
+            ({"columns": ("a",)}, Reason.SHAPE),
+            ({"columns": ()}, Reason.SHAPE),
+            ({"counts": np.array([1])}, Reason.SHAPE),
+            ({"counts": np.array([[1, 2]])}, Reason.SHAPE),
+            ({"counts": np.array([0, 1])}, Reason.RANGE),
+            ({"counts": np.array([1, 2 * int(MOST_BEHIND)])}, Reason.RANGE),
+            ({"counts": np.array([1, 2], np.int32)}, Reason.TYPE),
+            ({"features": np.zeros((2, 2))}, Reason.TYPE),
+            ({"features": np.zeros(2, np.float32)}, Reason.SHAPE),
+            ({"features": np.zeros((2, 2, 2), np.float32)}, Reason.SHAPE),
+            ({"features": np.zeros((2, WIDEST_FEATURES + 1), np.float32)}, Reason.SHAPE),
+            ({"features": np.full((2, 2), np.nan, np.float32)}, Reason.NOT_FINITE),
+            ({"features": np.full((2, 2), 1e5, np.float32)}, Reason.RANGE),
+            ({"predictions": np.full((2, 2), 0.6, np.float32)}, Reason.RANGE),
+            ({"predictions": np.full((2, 2), np.nan, np.float32)}, Reason.NOT_FINITE),
+            ({"predictions": np.array([[1.5, -0.5]] * 2, np.float32)}, Reason.RANGE),
+            (
+                {
+                    "features": np.zeros((2, 0), np.float32),
+                    "predictions": np.zeros((2, 0), np.float32),
+                    "columns": (),
+                },
+                Reason.SHAPE,
+            ),
+        ],
+    )
+    def test_malformed_ones_are_refused(self, change: dict[str, Any], reason: Reason) -> None:
+        with pytest.raises(KnowledgeError) as caught:
+            replace(self.GOOD, **change)
+        assert caught.value.reason is reason
+
+    @pytest.mark.parametrize(
+        "told",
+        [GOOD, replace(GOOD, features=NOTHING), replace(GOOD, predictions=NOTHING, columns=())],
+    )
+    def test_they_are_their_parts(self, told: Prototypes) -> None:
+        back = knowledge_from_parts("prototypes", told.header(), told.arrays())
+        assert isinstance(back, Prototypes)
+        assert back.header() == told.header()
+        assert back.arrays().keys() == told.arrays().keys()
+        for name, array in told.arrays().items():
+            np.testing.assert_array_equal(back.arrays()[name], array)
+
+    def test_what_is_missing_is_named(self) -> None:
+        header, arrays = self.GOOD.header(), dict(self.GOOD.arrays())
+        for name in header:
+            with pytest.raises(KnowledgeError, match="expected classes, columns and round"):
+                knowledge_from_parts("prototypes", {key: header[key] for key in header if key != name}, arrays)
+        with pytest.raises(KnowledgeError, match="expected 'counts' among them"):
+            knowledge_from_parts("prototypes", header, {key: arrays[key] for key in arrays if key != "counts"})
+        with pytest.raises(KnowledgeError, match="expected a row for each class"):
+            knowledge_from_parts("prototypes", header, arrays | {"features": np.array(1, np.float32)})
+        with pytest.raises(KnowledgeError, match="Features: expected Prototypes"):
+            prototypes_of(Features(np.array([0]), np.ones((1, 1), np.float32)))
 
 
 def test_label_spaces_are_names() -> None:

@@ -11,9 +11,10 @@ both halves together.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import ClassVar, Protocol
 
+from fedstill.common.errors import UnsupportedError
 from fedstill.common.knowledge import Contribution, Form, Knowledge
 from fedstill.common.outputs import OUTPUTS
 from fedstill.common.sides import Client, Server
@@ -28,8 +29,8 @@ class Algorithm(Protocol):
         name: by which it is found; the file's name.
         paper: authors, year, address; "" if there is none.
         outputs: the output kinds that it can average.
-        exchange: what a client sends: "soft-labels", "relations", "features", "parameters", "nothing", or "data" (all
-            data in one place: no client is asked).
+        exchange: what a client sends: "soft-labels", "relations", "features", "prototypes", "parameters", "nothing",
+            or "data" (all data in one place: no client is asked).
         homogeneous: it needs the same model on all clients.
     """
 
@@ -61,3 +62,36 @@ def asked(method: Algorithm) -> tuple[Form, float]:
     usual: tuple[Form, float] = ("probabilities", 1.0)
     told: tuple[Form, float] = getattr(method, "asked", usual)
     return told
+
+
+def parts(method: Algorithm) -> frozenset[str]:
+    """What a method's prototypes are made of: "features", "predictions" or both, as its class variable `parts` says.
+
+    Nothing for a method that exchanges something else.
+    """
+    told: frozenset[str] = getattr(method, "parts", frozenset())
+    return told
+
+
+def feature_width(method: Algorithm, widths: Collection[int]) -> int:
+    """Width of the features in the prototypes of a method's clients; 0 if it has none.
+
+    Args:
+        method: the method. One that can bring features to one width says so in an option `width` > 0.
+        widths: of the clients' own features.
+
+    Raises:
+        UnsupportedError: if the clients' widths differ, and the method cannot do without one.
+    """
+    if "features" not in parts(method):
+        return 0
+    wanted: int = getattr(method, "width", 0)
+    if not wanted and len(set(widths)) > 1:
+        raise UnsupportedError(
+            f"algorithm '{method.name}' with models whose last layers read {sorted(set(widths))} features",
+            "expected one width on all clients, because it averages features",
+            f"set algorithm.width={min(widths)}, or give all clients one model"
+            if hasattr(method, "width")
+            else "give all clients one model, or choose a method that sends predictions, such as fd",
+        )
+    return wanted or next(iter(widths))

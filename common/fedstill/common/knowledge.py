@@ -1,9 +1,9 @@
 """Knowledge: what the sides tell each other about a task, as frozen values that refuse to be malformed.
 
 `SoftLabels` are predictions on proxy samples, `Parameters` the weights of a model. `Relations` and `Features` say how
-proxy samples lie to each other and nothing of classes: tasks whose label spaces do not meet can exchange them. Each
-turns into a header of plain values and a mapping of arrays, and back: that is all that the wire and the checkpoints
-know of it.
+proxy samples lie to each other and nothing of classes: tasks whose label spaces do not meet can exchange them.
+`Prototypes` are means over a class's private examples, and need no proxy samples. Each turns into a header of plain
+values and a mapping of arrays, and back: that is all that the wire and the checkpoints know of it.
 """
 
 from __future__ import annotations
@@ -40,6 +40,9 @@ WIDEST_FEATURES = 4096
 MOST_RELATED = 4096
 """Proxy samples in one matrix of relations, whose size is their square: 64 MiB."""
 
+MOST_BEHIND = 1e9
+"""Examples behind one prototype."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SoftLabels:
@@ -64,10 +67,7 @@ class SoftLabels:
     form: Form = "probabilities"
 
     def __post_init__(self) -> None:
-        if not self.classes or len(set(self.classes)) != len(self.classes):
-            raise KnowledgeError(
-                f"classes {list(self.classes)[:10]}", "expected at least one, each once", reason=Reason.CLASSES
-            )
+        _check_classes(self.classes)
         _check_samples(self.samples, self.values)
         wanted = (len(self.samples), len(self.classes))
         if self.values.ndim < 2 or (self.values.shape[0], self.values.shape[-1]) != wanted:
@@ -219,6 +219,96 @@ class Features:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Prototypes:
+    """What a model makes of the examples of each class: means, and how much stands behind them.
+
+    Attributes:
+        classes: the C classes that there are examples of, in the order of the rows.
+        counts: (C,) int64 >= 1: how many examples (or clients, if each has one voice) are behind each row.
+        features: (C, D) float32 mean features; D = 0 for none.
+        predictions: (C, L) float32 mean probabilities; L = 0 for none.
+        columns: the L classes in the order of the columns of `predictions`.
+        round: of the answers.
+    """
+
+    kind: ClassVar[str] = "prototypes"
+
+    classes: Classes
+    counts: NDArray[np.int64]
+    features: NDArray[np.float32]
+    predictions: NDArray[np.float32]
+    columns: Classes = ()
+    round: int = 0
+
+    def __post_init__(self) -> None:
+        _check_classes(self.classes)
+        if self.columns:
+            _check_classes(self.columns)
+        rows = len(self.classes)
+        shapes = (self.counts.shape, self.features.shape[:-1], self.predictions.shape)
+        if shapes != ((rows,), (rows,), (rows, len(self.columns))) or self.features.shape[-1] > WIDEST_FEATURES:
+            raise KnowledgeError(
+                f"counts, features and predictions of shapes {self.counts.shape}, {self.features.shape} and "
+                f"{self.predictions.shape}",
+                f"expected ({rows},), ({rows}, D) with D up to {WIDEST_FEATURES}, and ({rows}, {len(self.columns)})",
+                reason=Reason.SHAPE,
+            )
+        if not self.features.shape[-1] and not self.columns:
+            raise KnowledgeError("prototypes of nothing", "expected features or predictions", reason=Reason.SHAPE)
+        types = [str(array.dtype) for array in (self.counts, self.features, self.predictions)]
+        if types != ["int64", "float32", "float32"]:
+            raise KnowledgeError(
+                "counts, features and predictions of types {}, {} and {}".format(*types),
+                "expected int64, float32 and float32",
+                reason=Reason.TYPE,
+            )
+        if self.counts.min() < 1 or self.counts.max() > MOST_BEHIND:
+            raise KnowledgeError(
+                f"counts from {self.counts.min()} to {self.counts.max()}",
+                f"expected 1 to {MOST_BEHIND:g}",
+                reason=Reason.RANGE,
+            )
+        _check_size("feature", self.features, LARGEST_FEATURE)
+        if self.columns:
+            output_kind("categorical").check(torch.from_numpy(self.predictions))
+
+    def header(self) -> Header:
+        """Everything but the arrays."""
+        return {"classes": list(self.classes), "columns": list(self.columns), "round": self.round}
+
+    def arrays(self) -> Arrays:
+        """The arrays by name, without those that have no columns."""
+        found: Arrays = {"counts": self.counts, "features": self.features, "predictions": self.predictions}
+        return {name: array for name, array in found.items() if array.size}
+
+    @classmethod
+    def from_parts(cls, header: Header, arrays: Arrays) -> Prototypes:
+        """The inverse of `header` and `arrays`.
+
+        Raises:
+            KnowledgeError: if a part is missing or malformed.
+        """
+        classes, columns, number = (header.get(name) for name in ("classes", "columns", "round"))
+        if not isinstance(classes, list) or not isinstance(columns, list) or not isinstance(number, int):
+            raise KnowledgeError(f"header {sorted(header)}", "expected classes, columns and round")
+        if "counts" not in arrays:
+            raise KnowledgeError(f"arrays {sorted(arrays)}", "expected 'counts' among them")
+        none = np.zeros((len(classes), 0), dtype=np.float32)
+        features, predictions = arrays.get("features", none), arrays.get("predictions", none)
+        if not features.ndim:
+            raise KnowledgeError("features of shape ()", "expected a row for each class", reason=Reason.SHAPE)
+        # The constructor compares the types, which nobody has seen yet.
+        return cls(
+            classes=tuple(classes),
+            counts=cast("NDArray[np.int64]", arrays["counts"]),
+            features=cast("NDArray[np.float32]", features),
+            predictions=cast("NDArray[np.float32]", predictions),
+            columns=tuple(columns),
+            round=number,
+        )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Parameters:
     """The weights of a model.
 
@@ -275,10 +365,12 @@ class Parameters:
 AboutSamples = SoftLabels | Relations | Features
 """Knowledge whose row i is about proxy sample `samples[i]`."""
 
-Knowledge = AboutSamples | Parameters
+Knowledge = AboutSamples | Prototypes | Parameters
 """What one side tells the other about one task."""
 
-KNOWLEDGE: dict[str, type[Knowledge]] = {kind.kind: kind for kind in (SoftLabels, Relations, Features, Parameters)}
+KNOWLEDGE: dict[str, type[Knowledge]] = {
+    kind.kind: kind for kind in (SoftLabels, Relations, Features, Prototypes, Parameters)
+}
 """Every kind of knowledge by name."""
 
 ABOUT_SAMPLES = frozenset(kind.kind for kind in (SoftLabels, Relations, Features))
@@ -312,6 +404,11 @@ class Contribution:
     client: str
     examples: int
     knowledge: Knowledge
+
+
+def _check_classes(classes: Classes) -> None:
+    if not classes or len(set(classes)) != len(classes):
+        raise KnowledgeError(f"classes {list(classes)[:10]}", "expected at least one, each once", reason=Reason.CLASSES)
 
 
 def _check_samples(samples: NDArray[np.int64], values: NDArray[np.float32]) -> None:

@@ -5,6 +5,7 @@ Tasks of one modality can share a body; what they do not share is the head.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from fedstill.common.errors import UnsupportedError
@@ -58,6 +59,52 @@ class FeatureReader(nn.Module):
         """Features (N, D), as the projector reads them."""
         features: Tensor = self.projector(self.network.features(inputs))
         return features
+
+
+class Embedded(nn.Module):
+    """A network that answers with what its last linear layer reads, and with what that layer makes of it.
+
+    The loops that train and predict so get an embedding (N, D) and raw outputs (N, C) in one pass: (N, D + C).
+
+    Attributes:
+        network: the network, whose answer is one row of classes for each sample.
+        last: its last layer.
+    """
+
+    def __init__(self, network: Network, name: str) -> None:
+        super().__init__()
+        self.network = network
+        self.last = last_layer(network, name)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Embedding and raw outputs, side by side: (N, D + C)."""
+        read: list[Tensor] = []
+        hook = self.last.register_forward_pre_hook(lambda _, given: read.append(given[0]))
+        try:
+            outputs = self.network(inputs)
+        finally:
+            hook.remove()
+        return torch.cat([read[-1], outputs], dim=-1)
+
+
+def last_layer(model: nn.Module, name: str) -> nn.Linear:
+    """The linear layer that gives a network's answer.
+
+    Args:
+        model: the model.
+        name: of its architecture, for the message.
+
+    Raises:
+        UnsupportedError: if the features cannot be learnt, or the head does not end in a linear layer.
+    """
+    layers = list(feature_network(model, name).head.modules())
+    if not isinstance(layers[-1], nn.Linear):
+        raise UnsupportedError(
+            f"model '{name}' with a method that exchanges embeddings",
+            "expected a head that ends in a linear layer",
+            "choose another model, or a method that sends predictions, such as fedmd",
+        )
+    return layers[-1]
 
 
 def feature_network(model: nn.Module, name: str) -> Network:

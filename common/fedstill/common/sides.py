@@ -18,11 +18,11 @@ from torch import Tensor, nn
 from fedstill.common.augment import agreement
 from fedstill.common.data.proxy import ProxySet
 from fedstill.common.errors import KnowledgeError, UnsupportedError
-from fedstill.common.knowledge import Features, Form, Parameters, Relations, SoftLabels
+from fedstill.common.knowledge import Features, Form, Parameters, Prototypes, Relations, SoftLabels
 from fedstill.common.labels import ordered, positions
 from fedstill.common.learning import Loss, Training, arranged, fit, predict
 from fedstill.common.losses import score_loss, soft_label_loss
-from fedstill.common.network import FeatureReader, feature_network
+from fedstill.common.network import Embedded, FeatureReader, feature_network
 from fedstill.common.seeding import derive, torch_rng
 from fedstill.common.task import Examples, TaskSpec
 
@@ -176,6 +176,42 @@ class Client(Side):
         """Train the student on the private data for `training.epochs`; returns the last epoch's mean loss."""
         return self.train_on(self.private, loss)
 
+    def embedded(self) -> tuple[Tensor, Tensor]:
+        """Embeddings (N, D) of the private examples, which the last layer reads, and raw outputs (N, C); float32.
+
+        Raises:
+            UnsupportedError: if the model has none.
+        """
+        reader = Embedded(feature_network(self.model, self.model_name), self.model_name)
+        both = predict(reader, self.private.inputs, training=self.training)
+        return both[:, : reader.last.in_features], both[:, reader.last.in_features :]
+
+    def train_embedded(self, loss: Callable[[Tensor, Tensor, Tensor], Tensor]) -> float:
+        """Train as `train` does, towards a loss of embeddings too.
+
+        Args:
+            loss: (embeddings (B, D), raw outputs (B, C), targets (B,)) → scalar, the task's own loss included.
+
+        Returns:
+            Mean of the whole loss in the last epoch.
+
+        Raises:
+            UnsupportedError: if the model has no embeddings.
+        """
+        reader = Embedded(feature_network(self.model, self.model_name), self.model_name)
+        width, seed = reader.last.in_features, derive(self.seed, "train")
+        agree = agreement(self.spec, self.training, seed=seed)
+        return fit(
+            reader,
+            self.private.inputs,
+            (self.private.targets,),
+            lambda both, targets: loss(both[:, :width], both[:, width:], targets),
+            training=self.training,
+            epochs=self.training.epochs + (self.training.warmup if self.round == 1 else 0),
+            seed=seed,
+            regulariser=agree and (lambda run, inputs: agree(lambda view: run(view)[:, width:], inputs)),
+        )
+
     def train_features(
         self,
         samples: NDArray[np.int64],
@@ -270,7 +306,7 @@ def _usual_loss(spec: TaskSpec, teacher: SoftLabels) -> Loss:
     return loss
 
 
-_Kind = TypeVar("_Kind", SoftLabels, Parameters, Relations, Features)
+_Kind = TypeVar("_Kind", SoftLabels, Parameters, Relations, Features, Prototypes)
 
 
 def soft_labels_of(knowledge: object) -> SoftLabels:
@@ -291,6 +327,11 @@ def relations_of(knowledge: object) -> Relations:
 def features_of(knowledge: object) -> Features:
     """The knowledge as features; KnowledgeError if it is of another kind."""
     return _of(Features, knowledge)
+
+
+def prototypes_of(knowledge: object) -> Prototypes:
+    """The knowledge as prototypes; KnowledgeError if it is of another kind."""
+    return _of(Prototypes, knowledge)
 
 
 def _of(kind: type[_Kind], knowledge: object) -> _Kind:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from fedstill.common import records
 from fedstill.common.errors import FedstillError, KnowledgeError, MismatchError, Reason
-from fedstill.common.knowledge import AboutSamples, Form, Layout, Parameters, SoftLabels
+from fedstill.common.knowledge import AboutSamples, Form, Layout, Parameters, Prototypes, SoftLabels
 from fedstill.common.messages import Answer, Order, TaskAnswer
 from fedstill.common.sides import ClientInfo
 from fedstill.common.task import TaskSpec
@@ -52,6 +52,8 @@ class TaskGate:
         layout: of the global model's weights, for a method that sends weights.
         clients: who has the task.
         asked: form and temperature of soft labels; see `algorithm.asked`.
+        features: width of the features in prototypes; 0 for none.
+        predictions: whether prototypes have predictions.
     """
 
     spec: TaskSpec
@@ -60,6 +62,8 @@ class TaskGate:
     layout: Layout
     clients: Mapping[str, ClientInfo]
     asked: tuple[Form, float] = ("probabilities", 1.0)
+    features: int = 0
+    predictions: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +153,21 @@ class Gate:
             _check_samples(answer.knowledge, samples)
         elif isinstance(answer.knowledge, Parameters):
             _check_parameters(answer.knowledge, gate.layout)
+        elif isinstance(answer.knowledge, Prototypes):
+            _check_prototypes(answer.knowledge, gate, gate.clients[self.client].classes)
+            self._check_origin(answer.knowledge, answer.examples)
+
+    def _check_origin(self, prototypes: Prototypes, examples: int) -> None:
+        if prototypes.round != self.order.round:
+            raise MismatchError(
+                f"prototypes of round {prototypes.round}", f"expected {self.order.round}", reason=Reason.STALE
+            )
+        if prototypes.counts.sum() > examples:
+            raise KnowledgeError(
+                f"prototypes of {prototypes.counts.sum()} examples",
+                f"expected at most the {examples} that it has",
+                reason=Reason.RANGE,
+            )
 
 
 def _check_soft_labels(labels: SoftLabels, gate: TaskGate, own: tuple[str, ...]) -> None:
@@ -166,6 +185,21 @@ def _check_soft_labels(labels: SoftLabels, gate: TaskGate, own: tuple[str, ...])
             reason=Reason.SHAPE,
         )
     strange = sorted(set(labels.classes) - set(own))
+    if strange:
+        raise KnowledgeError(
+            f"classes {strange[:5]}", f"expected some of the {len(own)} it announced", reason=Reason.CLASSES
+        )
+
+
+def _check_prototypes(prototypes: Prototypes, gate: TaskGate, own: tuple[str, ...]) -> None:
+    width = prototypes.features.shape[1]
+    if width != gate.features or bool(prototypes.columns) != gate.predictions:
+        raise KnowledgeError(
+            f"prototypes with {width} features and {len(prototypes.columns)} predictions",
+            f"expected {gate.features} features and {'some' if gate.predictions else 'no'} predictions",
+            reason=Reason.SHAPE,
+        )
+    strange = sorted({*prototypes.classes, *prototypes.columns} - set(own))
     if strange:
         raise KnowledgeError(
             f"classes {strange[:5]}", f"expected some of the {len(own)} it announced", reason=Reason.CLASSES

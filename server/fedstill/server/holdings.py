@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor
 
+from fedstill.common.algorithm import feature_width, parts
 from fedstill.common.data.federation import federate
 from fedstill.common.data.proxy import ProxySet
 from fedstill.common.knowledge import LABEL_FREE
-from fedstill.common.models import check_model
+from fedstill.common.models import check_model, embedding_width
 from fedstill.common.scenario import Scenario
 from fedstill.common.task import Examples, Task, TaskSpec
 
@@ -30,6 +31,7 @@ class ServerTask:
         proxy_targets: their labels, for measurement only; None if nobody knows them.
         test: samples to measure with, or None.
         pooled: all private data in one place; None outside a simulation.
+        features: width of the features in the clients' prototypes; 0 for none.
     """
 
     task: Task
@@ -41,6 +43,7 @@ class ServerTask:
     proxy_targets: Tensor | None
     test: Examples | None
     pooled: Callable[[], Examples] | None
+    features: int = 0
 
 
 def simulated(scenario: Scenario, data_dir: Path | None) -> Mapping[str, ServerTask]:
@@ -51,7 +54,8 @@ def simulated(scenario: Scenario, data_dir: Path | None) -> Mapping[str, ServerT
         ConfigError, UnsupportedError: for a model that is not known, or cannot read the task's inputs.
     """
     federation = federate(scenario, data_dir)
-    features = scenario.algorithm.exchange in LABEL_FREE
+    averaged = "features" in parts(scenario.algorithm)
+    features = averaged or scenario.algorithm.exchange in LABEL_FREE
     for name, share in federation.tasks.items():
         # Every client would find out for itself, one by one.
         for model in dict.fromkeys(scenario.tasks[name].models):
@@ -68,6 +72,14 @@ def simulated(scenario: Scenario, data_dir: Path | None) -> Mapping[str, ServerT
             proxy_targets=share.proxy_targets,
             test=share.test,
             pooled=share.pooled,
+            features=feature_width(scenario.algorithm, _widths(scenario.tasks[name].models, share.spec))
+            if averaged
+            else 0,
         )
         for name, share in federation.tasks.items()
     }
+
+
+def _widths(models: Iterable[str], spec: TaskSpec) -> list[int]:
+    """How many features the last layer of each model reads."""
+    return [embedding_width(model, spec) for model in dict.fromkeys(models)]

@@ -25,7 +25,7 @@ from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
 from fedstill.common import records
-from fedstill.common.algorithm import asked
+from fedstill.common.algorithm import asked, parts
 from fedstill.common.context import Remembered, remember, uses_context
 from fedstill.common.errors import QuorumError, Reason
 from fedstill.common.knowledge import Knowledge, Layout, SoftLabels
@@ -397,7 +397,14 @@ def _gates(turn: Turn) -> dict[str, TaskGate]:
             model = turn.state.tasks[name].model
             layout = {key: (tuple(value.shape), str(value.numpy().dtype)) for key, value in model.items()}
         gates[name] = TaskGate(
-            task.spec, exchange, task.proxy.digest, layout, turn.roster.infos(name), asked=asked(method)
+            task.spec,
+            exchange,
+            task.proxy.digest,
+            layout,
+            turn.roster.infos(name),
+            asked=asked(method),
+            features=task.features,
+            predictions="predictions" in parts(method),
         )
     return gates
 

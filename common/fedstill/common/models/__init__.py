@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from fedstill.common.errors import ConfigError, UnsupportedError, nearest
-from fedstill.common.network import Network, feature_network
+from fedstill.common.network import Network, feature_network, last_layer
 from fedstill.common.outputs import output_kind
 from fedstill.common.registry import MODELS
 from fedstill.common.seeding import torch_seeded
@@ -111,6 +111,17 @@ def check_model(name: str, spec: TaskSpec, *, features: bool = False) -> None:
         model = build_model(name, spec, seed=0)
     if features:
         feature_network(model, name)
+
+
+def embedding_width(name: str, spec: TaskSpec) -> int:
+    """How many features a model's last layer reads, without making its weights.
+
+    Raises:
+        ConfigError, UnsupportedError: as `build_model`; or if there is no such layer.
+    """
+    with torch.device("meta"):
+        model = build_model(name, spec, seed=0)
+    return last_layer(model, name).in_features
 
 
 def model_names(modality: str = "", output: str = "") -> tuple[str, ...]:
