@@ -46,7 +46,7 @@ def _steps(value: Stat, _: Row) -> str:
 
 
 def _seconds(value: Stat, _: Row) -> str:
-    return _spread(value, lambda number: f"{number:.2g}" if number < 1 else f"{number:.1f}")
+    return _spread(value, lambda number: f"{number:.{1 if value.mean >= 1 else 2}f}")
 
 
 def _spread(value: Stat, say: Callable[[float], str]) -> str:
