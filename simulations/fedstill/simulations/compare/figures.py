@@ -176,7 +176,7 @@ def bytes_to_target(values: Sequence[float], spent: Sequence[float], *, target: 
     """Bytes that had passed when a curve first was at a share of its last value; None for a last value of 0 or less."""
     if not values or values[-1] <= 0:
         return None
-    return next(cost for value, cost in zip(values, spent, strict=True) if value >= target * values[-1])
+    return next(cost for value, cost in zip(values, spent, strict=True) if value / values[-1] >= target - 1e-9)
 
 
 def _worst_class(task: TaskResult, records: Sequence[Record]) -> float | None:

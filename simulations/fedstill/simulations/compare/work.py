@@ -130,7 +130,7 @@ def _outcomes(
             yield Outcome(cell, "finished", kept=True)
             continue
         if stand == "broken":
-            shutil.rmtree(path)
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
         jobs.append(_Job(cell, path, to_toml(dump(cell.scenario)), data_dir))
     died: list[_Job] = []
     yield from _pooled(jobs, died, workers)
