@@ -1,4 +1,4 @@
-"""Methods side by side on one scenario, over seeds of partition and initialisation.
+"""Methods side by side on one scenario, over seeds; `fedstill compare`, with the clients' accuracy on their own data.
 
     python benchmarks/accuracy.py fashion --seeds 1 2 3
     python benchmarks/accuracy.py heart --seeds 1 2 3 4 5
@@ -13,46 +13,35 @@ import argparse
 import json
 import statistics
 import tempfile
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+from fedstill.common.sources import value_of
+from fedstill.server.folder import RunFolder
+from fedstill.server.summary import client_measures, mean, number, summary
+from fedstill.simulations.compare.figures import figures
+from fedstill.simulations.compare.plan import Cell, plan
+from fedstill.simulations.compare.work import play_all, run_path
+
 METHODS = ("local", "fedmd", "dsfl", "central")
 
 
-def played(job: tuple[str, str, int, Path, tuple[str, ...]]) -> dict[str, Any]:
-    """One run: its figures."""
-    from fedstill.common.scenario import parse
-    from fedstill.common.sources import override, read_table, value_of
-    from fedstill.server.folder import new_folder
-    from fedstill.server.summary import client_measures, mean, number, summary
-    from fedstill.simulations.run import simulate
-
-    scenario_name, method, seed, data_dir, words = job
-    changes = {key: value_of(value) for key, _, value in (word.partition("=") for word in words)}
-    changes |= {"algorithm.name": method, "seed": seed, "alone": False}
-    scenario = parse(override(read_table(scenario_name), changes))
-    with tempfile.TemporaryDirectory() as place:
-        folder = new_folder(Path(place) / "run", scenario, data_dir=data_dir)
-        simulate(scenario, folder, data_dir=data_dir)
-        found = summary(folder)
-        records = folder.records()
-    task = found.tasks[0]
-    own = client_measures(records[-1:], task.name, f"final.own-{task.measure}")
-    after = [client.after for client in task.clients if client.after is not None]
+def measured(cell: Cell, folder: RunFolder) -> dict[str, Any]:
+    """The figures of one run."""
+    found, one = summary(folder), figures(cell, folder)[0]
+    own = client_measures(folder.records()[-1:], one.task, f"final.own-{one.measure}")
     return {
-        "method": method,
-        "seed": seed,
-        "clients": task.after,
-        "worst": min(after, default=None),
+        "method": one.method,
+        "seed": one.seed,
+        "clients": one.clients,
+        "worst": one.worst,
         "own": mean(number(value) for value in own.values()),
-        "teacher": task.teacher,
+        "teacher": one.teacher,
         "kilobytes": (found.round_up + found.round_down) / 1000,
-        "seconds": found.seconds,
+        "seconds": one.seconds,
     }
 
 
@@ -75,13 +64,15 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2, help="runs side by side")
     parser.add_argument("--out", type=Path, help="a JSON file for the figures of each run")
     options = parser.parse_args()
-    jobs = [
-        (options.scenario, method, seed, options.data_dir, tuple(options.changes))
-        for seed in options.seeds
-        for method in options.methods
-    ]
-    with ProcessPoolExecutor(options.workers, mp_context=get_context("spawn")) as pool:
-        results = list(pool.map(played, jobs))
+    pairs = (word.partition("=") for word in options.changes)
+    changes = {"alone": False} | {key: value_of(value) for key, _, value in pairs}
+    wanted = plan([options.scenario], options.methods, options.seeds, changes)
+    with tempfile.TemporaryDirectory() as place:
+        outcomes = play_all(wanted, Path(place), data_dir=options.data_dir, workers=options.workers)
+        for outcome in outcomes:
+            if outcome.state != "finished":
+                raise SystemExit(f"{outcome.cell.name}: {outcome.reason}")
+        results = [measured(outcome.cell, RunFolder(run_path(Path(place), outcome.cell))) for outcome in outcomes]
     if options.out:
         options.out.write_text(json.dumps(results, indent=1) + "\n")
     table = Table(title=f"{options.scenario}: accuracy in per cent, seeds {options.seeds}", title_justify="left")
@@ -90,6 +81,8 @@ def main() -> None:
         table.add_column(heading, justify="right")
     for method in options.methods:
         rows = [result for result in results if result["method"] == method]
+        if not rows:
+            raise SystemExit("; ".join(f"{one.method}: {one.reason}" for one in wanted.unfit))
         table.add_row(
             method,
             *(cell([row[key] for row in rows]) for key in ("clients", "worst", "own", "teacher")),

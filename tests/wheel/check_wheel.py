@@ -68,6 +68,7 @@ def check_names(names: list[str]) -> None:
         assert f"fedstill/{part}/py.typed" in names, f"{part} without py.typed"
     assert "fedstill/simulations/scenarios/digits.toml" in names
     assert "fedstill/server/report/page.html" in names
+    assert "fedstill/simulations/compare/compare.html" in names
     assert f"fedstill-{version}.dist-info/entry_points.txt" in names
     assert any(name.endswith("LICENSE") for name in names)
 

@@ -8,7 +8,9 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+import click
 import typer
+from typer.core import TyperCommand
 
 from fedstill.common import __version__
 from fedstill.common.errors import ConfigError, FedstillError, RunFolderError, nearest
@@ -140,8 +142,7 @@ def _prepared(
     wanted = None
     if name is not None or resume is None:
         wanted = parse(override(read_table(name or "digits"), _changes(changes)))
-    if data_dir is not None and not data_dir.is_dir():
-        raise ConfigError(f"--data-dir {data_dir}", "expected a folder", "name the folder that holds the data sets")
+    data_dir = _data_folder(data_dir)
     if resume is not None:
         if run_dir is not None or (changes and wanted is None):
             raise ConfigError("--resume with --run-dir or --set", "a run goes on as it began", "leave them out")
@@ -150,7 +151,6 @@ def _prepared(
         return folder.scenario(), folder, data_dir or (Path(stored) if stored else None)
     if wanted is None:
         raise ConfigError("no scenario", "expected a name or a file", "see 'fedstill list scenarios'")
-    data_dir = data_dir.resolve() if data_dir else None
     return wanted, new_folder(run_dir or fresh_path(wanted), wanted, data_dir=data_dir), data_dir
 
 
@@ -181,6 +181,88 @@ def find_run(named: Path) -> Path:
     raise RunFolderError(
         f"run '{named}'", "expected a run folder, or the name of one below runs/", nearest(named.name, known)
     )
+
+
+class Numbers(TyperCommand):
+    """A command that takes `--seeds 1 2 3` for `--seeds 1,2,3`."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Join the whole numbers after --seeds."""
+        joined: list[str] = []
+        for word in args:
+            listed = len(joined) > 1 and joined[-2] == "--seeds" and joined[-1].replace(",", "").isdecimal()
+            if listed and word.isdecimal():
+                joined[-1] += f",{word}"
+            else:
+                joined.append(word)
+        return super().parse_args(ctx, joined)
+
+
+@app.command(
+    cls=Numbers,
+    epilog="Examples:  fedstill compare digits --methods fedmd,dsfl --seeds 1 2 3  ·  fedstill compare digits heart "
+    "--methods fedstill,dsfl --set rounds.count=4 --set dsfl.temperature=0.2 --workers 2 --run-dir runs/compared",
+)
+def compare(
+    scenarios: Annotated[list[str], typer.Argument(help="Names ('fedstill list scenarios') or TOML files.")],
+    methods: Annotated[
+        str, typer.Option(help="Names ('fedstill list algorithms'), with commas.")
+    ] = "fedstill,dsfl,fedmd",
+    seeds: Annotated[str, typer.Option(help="Seeds of the runs.")] = "1,2,3",
+    changes: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="Change a key of every scenario, or with METHOD.KEY an option of one method; may be given many times.",
+        ),
+    ] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Runs side by side, a process each.")] = 1,
+    run_dir: Annotated[
+        Path | None,
+        typer.Option(help="Where runs and tables go; finished runs in it are kept. [default: a new one below runs/]"),
+    ] = None,
+    data_dir: DataDir = None,
+    as_json: AsJson = False,
+) -> None:
+    """Compare methods over scenarios and seeds, with equal data, students and private training: one table, one page."""
+    from fedstill.simulations.compare import command
+
+    console = _console(stderr=as_json, width=170)
+    try:
+        found = command.compare(
+            scenarios,
+            methods=_words(methods),
+            seeds=[_whole(word) for word in _words(seeds)],
+            changes=_changes(changes or []),
+            workers=workers,
+            folder=run_dir,
+            data_dir=_data_folder(data_dir),
+            console=console,
+        )
+    except KeyboardInterrupt:
+        _complain("interrupted; the same command with the same --run-dir goes on")
+        raise typer.Exit(INTERRUPTED) from None
+    if as_json:
+        _print_json(found.table())
+    if found.failed or not found.rows:
+        raise typer.Exit(1)
+
+
+def _words(text: str) -> list[str]:
+    return [word.strip() for word in text.split(",") if word.strip()]
+
+
+def _whole(word: str) -> int:
+    if not word.isdecimal():
+        raise ConfigError(f"--seeds {word}", "expected whole numbers >= 0", "for example --seeds 1 2 3")
+    return int(word)
+
+
+def _data_folder(data_dir: Path | None) -> Path | None:
+    if data_dir is not None and not data_dir.is_dir():
+        raise ConfigError(f"--data-dir {data_dir}", "expected a folder", "name the folder that holds the data sets")
+    return data_dir.resolve() if data_dir else None
 
 
 @app.command("list", epilog="Examples:  fedstill list  ·  fedstill list algorithms  ·  fedstill list scenarios --json")
@@ -278,12 +360,12 @@ def main() -> None:
         sys.exit(INTERRUPTED)
 
 
-def _console(*, stderr: bool = False) -> Console:
+def _console(*, stderr: bool = False, width: int = 140) -> Console:
     from rich.console import Console
 
     stream = sys.stderr if stderr else sys.stdout
     # Files and pipes have no width of their own: lines and tables stay whole there.
-    return Console(stderr=stderr, width=None if stream.isatty() else 140)
+    return Console(stderr=stderr, width=None if stream.isatty() else width)
 
 
 def _complain(text: str) -> None:

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from fedstill.common.errors import UnsupportedError
 from fedstill.common.files import write_atomically
 from fedstill.common.scenario import to_toml
 from fedstill.server import wording
 from fedstill.server.folder import RunFolder
 from fedstill.server.report import plots, series
+from fedstill.server.report.template import need_plots, render
 from fedstill.server.summary import (
     ClientResult,
     Record,
@@ -105,22 +104,13 @@ def page(run: str, config: Mapping[str, Any], records: Sequence[Record]) -> str:
     Raises:
         UnsupportedError: if jinja2 or matplotlib is not installed.
     """
-    try:
-        import matplotlib as _  # noqa: F401
-        from jinja2 import Environment, FunctionLoader, StrictUndefined
-    except ImportError as error:
-        raise UnsupportedError(
-            f"report without {error.name}", "expected it to be installed", "pip install 'fedstill[simulations]'"
-        ) from None
+    need_plots()
     found = summarise(run, config, records)
     rounds = of_kind(records, "round")
     who = series.participation(config, records)
-    environment = Environment(
-        loader=FunctionLoader(_source), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.globals |= {"say": wording}
-    return environment.get_template("page.html").render(
-        css=_source("page.css"),
+    return render(
+        "fedstill.server.report",
+        "page.html",
         summary=found,
         verdict=wording.verdict(found),
         figures=_figures(found),
@@ -134,10 +124,6 @@ def page(run: str, config: Mapping[str, Any], records: Sequence[Record]) -> str:
         toml=to_toml(dict(config.get("scenario", {}))),
         software=_software(config),
     )
-
-
-def _source(name: str) -> str:
-    return (files("fedstill.server.report") / name).read_text(encoding="utf-8")
 
 
 def _figures(summary: Summary) -> list[Figure]:

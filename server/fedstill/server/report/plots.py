@@ -6,16 +6,13 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from fedstill.server import wording
+from fedstill.server.report.axes import WIDTH, byte_axis, new_figure, score_axis, whole_numbers
 from fedstill.server.report.series import ClassRates, Cost, Curve, Participation, Progress
 from fedstill.server.report.svg import ACCENT, BAD, INK, MUTED, ON_ACCENT, SOFT, TEACHER, style, to_svg
 from fedstill.server.summary import Record, TaskResult
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
-WIDTH = 5.6
-"""Inches of a plot that takes half of a wide page and all of a phone's."""
 
 LEVELS = 24
 """Steps of a heat map's colour scale."""
@@ -27,7 +24,7 @@ ANNOTATED = 160
 def progress_plot(curves: Progress, task: TaskResult, *, name: str) -> str:
     """The main measure by round: mean and each client, the server's model, and the level alone."""
     with style():
-        figure, axes = _figure(3.3)
+        figure, axes = new_figure(3.3)
         titles = {}
         for place, (client, curve) in enumerate(curves.clients.items()):
             gid = f"client{place}"
@@ -47,8 +44,8 @@ def progress_plot(curves: Progress, task: TaskResult, *, name: str) -> str:
         if task.alone is not None:
             axes.axhline(task.alone, color=INK, linewidth=1.2, linestyle=(0, (1.5, 2)), label="mean, alone")
         axes.set_xlabel("round")
-        _whole_numbers(axes.xaxis)
-        _score_axis(axes, task)
+        whole_numbers(axes.xaxis)
+        score_axis(axes, share=task.share)
         axes.margins(x=0.02)
         figure.legend(loc="outside upper left", ncols=2, fontsize=8.5, handlelength=2.2, columnspacing=1.6)
         measure = wording.measure_name(task.measure)
@@ -60,25 +57,11 @@ def progress_plot(curves: Progress, task: TaskResult, *, name: str) -> str:
 
 def cost_plot(cost: Cost, task: TaskResult, *, name: str) -> str:
     """The main measure over the bytes of all clients, beside what FedAvg would have sent."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
-
     with style():
-        figure, axes = _figure(3.3)
+        figure, axes = new_figure(3.3)
         axes.plot(cost.bytes, cost.values, color=ACCENT, linewidth=2, marker="o", markersize=4)
-        everything = [*cost.bytes, *cost.fedavg]
-        wide = max(everything) > 8 * min(everything) > 0
-        if wide:
-            axes.set_xscale("log")
-            span = max(everything) / min(everything)
-            axes.set_xlim(min(everything) / span**0.06, max(everything) * span**0.06)
-            axes.xaxis.set_major_locator(LogLocator(subs=(1,) if span > 100 else (1, 2, 5)))
-            axes.xaxis.set_minor_formatter(NullFormatter())
-        else:
-            axes.set_xlim(0, 1.06 * max(everything))
-            axes.xaxis.set_major_locator(MaxNLocator(5))
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda count, _: _short_size(count)))
-        axes.set_xlabel("bytes of all clients, up and down" + (" (log scale)" if wide else ""))
-        _score_axis(axes, task)
+        byte_axis(axes, [*cost.bytes, *cost.fedavg])
+        score_axis(axes, share=task.share)
         _mark_fedavg(axes, cost)
         last = f"{wording.score(cost.values[-1], share=task.share)} after {wording.size(cost.bytes[-1])}"
         beside = f"; FedAvg would have sent {wording.size(cost.fedavg[-1])}" if cost.fedavg else ""
@@ -92,7 +75,7 @@ def class_plot(rates: ClassRates, values: Sequence[Sequence[float | None]], *, n
     with style():
         # Names that stand upright take their height beside the cells'.
         below = 0.08 * max(map(len, map(_shortened, rates.classes))) if _upright(rates.classes) else 0
-        figure, axes = _figure(min(0.75 + (0.24 if rows <= 30 else 0.075) * rows, 10) + below)
+        figure, axes = new_figure(min(0.75 + (0.24 if rows <= 30 else 0.075) * rows, 10) + below)
         _grid(axes, rates.clients, rates.classes)
         axes.set_xlabel("class")
         cells: dict[int, list[tuple[int, int]]] = {}
@@ -116,7 +99,7 @@ def participation_plot(who: Participation, *, name: str) -> str:
     """Clients (rows) by rounds (columns): who counted, who was refused, who was asked in vain."""
     rows = len(who.clients)
     with style():
-        figure, axes = _figure(min(0.95 + (0.22 if rows <= 30 else 0.055) * rows, 9), width=2 * WIDTH)
+        figure, axes = new_figure(min(0.95 + (0.22 if rows <= 30 else 0.055) * rows, 9), width=2 * WIDTH)
         _grid(axes, who.clients, [str(number) for number in who.rounds])
         axes.set_xlabel("round")
         _paint(axes, who.accepted, color=ACCENT, alpha=0.75)
@@ -136,7 +119,7 @@ def time_plot(rounds: Sequence[Record], *, name: str) -> str:
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
     with style():
-        figure, axes = _figure(2.1, width=2 * WIDTH)
+        figure, axes = new_figure(2.1, width=2 * WIDTH)
         axes.bar(
             [record["step"] for record in rounds],
             [record["seconds"] for record in rounds],
@@ -145,22 +128,13 @@ def time_plot(rounds: Sequence[Record], *, name: str) -> str:
             alpha=0.8,
         )
         axes.set_xlabel("round")
-        _whole_numbers(axes.xaxis)
+        whole_numbers(axes.xaxis)
         axes.margins(x=0.01)
         axes.yaxis.set_major_locator(MaxNLocator(4))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda seconds, _: f"{seconds:g} s"))
         longest = max(rounds, key=lambda record: float(record["seconds"]))
         label = f"Time per round; the longest, round {longest['step']}, took {wording.duration(longest['seconds'])}."
         return to_svg(figure, name=name, label=label)
-
-
-def _figure(height: float, *, width: float = WIDTH) -> tuple[Figure, Axes]:
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasSVG(figure)
-    return figure, figure.add_subplot()
 
 
 def _draw(axes: Axes, curve: Curve, **options: Any) -> None:
@@ -180,24 +154,6 @@ def _last(curve: Curve, task: TaskResult) -> str:
     return wording.score(curve[max(curve)], share=task.share)
 
 
-def _score_axis(axes: Axes, task: TaskResult) -> None:
-    from matplotlib.ticker import FuncFormatter, MaxNLocator
-
-    axes.margins(y=0.08)
-    low, high = axes.get_ylim()
-    if task.share:
-        axes.set_ylim(max(low, 0 if low < 0 else low), min(high, 1.01))
-    scale, unit = (100, " %") if task.share else (1, "")
-    axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10], min_n_ticks=3))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{scale * value:.6g}{unit}".replace("-", "−")))
-
-
-def _whole_numbers(axis: Any) -> None:
-    from matplotlib.ticker import MaxNLocator
-
-    axis.set_major_locator(MaxNLocator(10, integer=True, min_n_ticks=1))
-
-
 def _mark_fedavg(axes: Axes, cost: Cost) -> None:
     if not cost.fedavg:
         return
@@ -208,10 +164,6 @@ def _mark_fedavg(axes: Axes, cost: Cost) -> None:
         axes.axvline(edge, color=TEACHER, linewidth=1, linestyle=(0, (3, 2)))
     text = "FedAvg, first to last round" if first < last else "FedAvg"
     axes.set_title(text, loc="right", fontsize=8.5, color=TEACHER)
-
-
-def _short_size(count: float) -> str:
-    return wording.size(count).replace(".00", "").replace(".0\u00a0", "\u00a0")
 
 
 def _grid(axes: Axes, rows: Sequence[str], columns: Sequence[str]) -> None:

@@ -1,0 +1,1 @@
+"""A fair comparison: methods × scenarios × seeds, every one with the same data, students and private training."""
