@@ -8,7 +8,6 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import click
 import typer
 from typer.core import TyperCommand
 
@@ -186,7 +185,7 @@ def find_run(named: Path) -> Path:
 class Numbers(TyperCommand):
     """A command that takes `--seeds 1 2 3` for `--seeds 1,2,3`."""
 
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Join the whole numbers after --seeds."""
         joined: list[str] = []
         for word in args:
