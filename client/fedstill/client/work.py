@@ -13,7 +13,7 @@ from fedstill.client.guard import Guard
 from fedstill.client.holdings import Holding, Holdings
 from fedstill.client.store import Store
 from fedstill.common import __version__
-from fedstill.common.algorithm import Algorithm
+from fedstill.common.algorithm import Algorithm, weighs
 from fedstill.common.context import Memories, Remembered, remember, remember_through, uses_context
 from fedstill.common.knowledge import Knowledge
 from fedstill.common.learning import predict
@@ -127,12 +127,17 @@ class Worker:
         return self._reply(order, found, answers)
 
     def _absorb(self, method: Algorithm, side: Client, received: Knowledge, adaptive: Adaptive | None) -> None:
-        if adaptive is None:
-            method.absorb(side, received)
+        if adaptive is not None and side.spec.output in weighs(method):
+            side.trust = adaptive.weight
+        elif adaptive is not None:
+            self._absorb_in_part(method, side, received, adaptive.weight)
             return
+        method.absorb(side, received)
+
+    def _absorb_in_part(self, method: Algorithm, side: Client, received: Knowledge, weight: float) -> None:
         before = {key: value.clone() for key, value in side.model.state_dict().items()}
         method.absorb(side, received)
-        blend(side.model, before, adaptive.weight)
+        blend(side.model, before, weight)
 
     def _keep_better(self, name: str, side: Client, adaptive: Adaptive) -> bool:
         """Take the student that was trained alone if it is better on the client's held-out examples."""
@@ -179,6 +184,7 @@ class Worker:
             training=order.method.training,
             seed=self._seed(order, name, order.round),
             round=order.round,
+            rounds=order.rounds,
             memory=memory,
             name=self.holdings.name,
             private=holding.data.private,

@@ -73,6 +73,15 @@ def parts(method: Algorithm) -> frozenset[str]:
     return told
 
 
+def weighs(method: Algorithm) -> frozenset[str]:
+    """The output kinds for which `absorb` heeds `client.trust`, as a method's class variable `weighs` says.
+
+    For all others an adaptive client moves the student's weights back towards what they were before.
+    """
+    told: frozenset[str] = getattr(method, "weighs", frozenset())
+    return told
+
+
 def feature_width(method: Algorithm, widths: Collection[int]) -> int:
     """Width of the features in the prototypes of a method's clients; 0 if it has none.
 

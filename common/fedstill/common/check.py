@@ -41,6 +41,17 @@ def fraction(cure: str = "", /, **values: float) -> None:
             raise ConfigError(f"{name}={value}", "expected 0 < value <= 1", cure)
 
 
+def between(low: float, high: float, cure: str = "", /, **values: float) -> None:
+    """Refuse every value outside [low, high], and NaN.
+
+    Raises:
+        ConfigError: naming the first such value.
+    """
+    for name, value in values.items():
+        if not low <= value <= high:
+            raise ConfigError(f"{name}={value}", f"expected {low} <= value <= {high}", cure)
+
+
 def one_of(choices: Collection[str], cure: str = "", /, **values: str) -> None:
     """Refuse every value that is not among `choices`.
 

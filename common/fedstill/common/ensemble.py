@@ -7,6 +7,7 @@ clients alone, and probabilities are then brought back to a sum of 1.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from types import EllipsisType
 
 import numpy as np
@@ -17,6 +18,8 @@ from fedstill.common.errors import KnowledgeError
 from fedstill.common.knowledge import Parameters, SoftLabels
 from fedstill.common.labels import Classes, ordered, positions
 from fedstill.common.outputs import output_kind
+
+_TOTAL, _WEIGHT = "opinions", "opinion-weights"
 
 
 def mean_soft_labels(
@@ -88,6 +91,52 @@ def hardened(labels: SoftLabels, temperature: float) -> SoftLabels:
     _check_probabilities(labels, "harden")
     hard = output_kind(labels.output).harden(torch.from_numpy(labels.values), temperature).numpy()
     return SoftLabels(labels.output, labels.classes, labels.samples, hard, labels.temperature, labels.form)
+
+
+def doubted(labels: SoftLabels, doubt: float) -> SoftLabels:
+    """Labels mixed with even ones: (1 − u) q_c + u / C, where u is the doubt; blank rows stay blank.
+
+    Args:
+        labels: distributions over classes.
+        doubt: u, 0 to 1.
+
+    Raises:
+        KnowledgeError: if the labels are no probabilities.
+    """
+    _check_probabilities(labels, "doubt")
+    labelled = labels.values.sum(-1, keepdims=True) > 0
+    mixed = (1 - doubt) * labels.values + np.float32(doubt / len(labels.classes)) * labelled
+    return replace(labels, values=mixed.astype(np.float32))
+
+
+def running_mean(
+    memory: dict[str, torch.Tensor], mean: SoftLabels, count: int, *, space: Classes, size: int
+) -> SoftLabels:
+    """The mean of all opinions on some samples, over all rounds: Σ_r K_r p̄_r / Σ_r K_r.
+
+    Args:
+        memory: of the method; the opinions are added to it.
+        mean: of this round's opinions.
+        count: K_r, how many they were.
+        space: the task's label space.
+        size: number of proxy samples.
+
+    Returns:
+        The mean over this round's samples and every class that some opinion about one of them knew.
+    """
+    shape = (size, *mean.values.shape[1:-1], len(space))
+    total = memory.setdefault(_TOTAL, torch.zeros(shape))
+    weight = memory.setdefault(_WEIGHT, torch.zeros(size, len(space)))
+    rows = torch.from_numpy(mean.samples)
+    columns = torch.from_numpy(positions(mean.classes, space))
+    total[rows[:, None], ..., columns] += count * torch.from_numpy(mean.values).movedim(-1, 1)
+    weight[rows[:, None], columns] += count
+    known = torch.nonzero(weight[rows].sum(0) > 0).flatten()
+    spread = weight[rows][:, known].reshape(len(rows), *[1] * (total.dim() - 2), len(known))
+    values = (total[rows][..., known] / spread.clamp_min(1e-12)).double().numpy()
+    classes = tuple(space[place] for place in known)
+    normal = output_kind(mean.output).normalise(values).astype(np.float32)
+    return replace(mean, classes=classes, values=normal)
 
 
 def mean_parameters(opinions: Sequence[Parameters], weights: Sequence[float]) -> Parameters:

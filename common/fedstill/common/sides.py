@@ -43,6 +43,7 @@ class Side:
         training: how models are trained.
         seed: of (run, round, side, task).
         round: number of the round, from 1.
+        rounds: how many the run has; the finish is one more.
         memory: what the method keeps between rounds.
     """
 
@@ -54,6 +55,7 @@ class Side:
     training: Training
     seed: int
     round: int
+    rounds: int = 1
     memory: Memory = field(default_factory=dict)
 
     def fit(self, inputs: Tensor, targets: Sequence[Tensor], loss: Loss, *, epochs: int, purpose: str) -> float:
@@ -129,14 +131,17 @@ class Side:
 
     def train_on(self, examples: Examples, loss: Loss | None = None) -> float:
         """Train the model on examples for `training.epochs` (and `warmup`); returns the last epoch's mean loss."""
-        first = self.training.warmup if self.round == 1 else 0
         return self.fit(
             self.spec.kind.forced(examples.inputs, examples.targets),
             (examples.targets,),
             loss or self.spec.kind.loss,
-            epochs=self.training.epochs + first,
+            epochs=self._epochs,
             purpose="train",
         )
+
+    @property
+    def _epochs(self) -> int:
+        return self.training.epochs + (self.training.warmup if self.round == 1 else 0)
 
     def parameters(self) -> Parameters:
         """The model's weights."""
@@ -167,14 +172,42 @@ class Client(Side):
     Attributes:
         name: the client's name.
         private: its own examples.
+        trust: weight of the shared knowledge, 0 to 1, for a method that trains on it and on private data at once.
     """
 
     name: str
     private: Examples
+    trust: float = 1.0
 
     def train(self, loss: Loss | None = None) -> float:
         """Train the student on the private data for `training.epochs`; returns the last epoch's mean loss."""
         return self.train_on(self.private, loss)
+
+    def train_beside(self, teacher: SoftLabels) -> float:
+        """Train as `train` does, with the proxy samples among the private examples, each with a teacher's prediction.
+
+        What the student learns from one kind of data it does not forget over the other. An example counts as much as
+        a proxy sample, which counts `trust`, and as `distil` has it where the teacher knows other classes.
+
+        Returns:
+            Mean loss of the last epoch.
+        """
+        kind, examples = self.spec.kind, self.private
+        private = kind.forced(examples.inputs, examples.targets)
+        public, (values, weights), towards = self.lesson(teacher)
+
+        def loss(logits: Tensor, rows: Tensor) -> Tensor:
+            own = rows < len(private)
+            mine, other = rows[own], rows[~own] - len(private)
+            total = logits.new_zeros(())
+            if len(mine):
+                total = total + len(mine) * kind.loss(logits[own], examples.targets[mine])
+            if len(other):
+                total = total + self.trust * len(other) * towards(logits[~own], values[other], weights[other])
+            return total / len(rows)
+
+        inputs = torch.cat([private, public])
+        return self.fit(inputs, (torch.arange(len(inputs)),), loss, epochs=self._epochs, purpose="train")
 
     def embedded(self) -> tuple[Tensor, Tensor]:
         """Embeddings (N, D) of the private examples, which the last layer reads, and raw outputs (N, C); float32.
@@ -207,7 +240,7 @@ class Client(Side):
             (self.private.targets,),
             lambda both, targets: loss(both[:, :width], both[:, width:], targets),
             training=self.training,
-            epochs=self.training.epochs + (self.training.warmup if self.round == 1 else 0),
+            epochs=self._epochs,
             seed=seed,
             regulariser=agree and (lambda run, inputs: agree(lambda view: run(view)[:, width:], inputs)),
         )
@@ -278,13 +311,11 @@ class Server(Side):
 
     Attributes:
         clients: everybody in the run who has the task, by name.
-        rounds: how many rounds the run has.
         group: whose proxy samples they are: tasks of one group speak about the same.
         pooled: all private data in one place; only a simulation has it.
     """
 
     clients: tuple[ClientInfo, ...] = ()
-    rounds: int = 1
     group: str = ""
     pooled: Callable[[], Examples] | None = None
 
