@@ -406,6 +406,19 @@ class Contribution:
     knowledge: Knowledge
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Personal:
+    """What goes back where it differs from client to client.
+
+    Attributes:
+        common: what is measured, and told to everybody without knowledge of their own; None for nothing.
+        own: by client, as contributions name them; of "client/task", another task's, nothing is used.
+    """
+
+    common: Knowledge | None
+    own: Mapping[str, Knowledge]
+
+
 def _check_classes(classes: Classes) -> None:
     if not classes or len(set(classes)) != len(classes):
         raise KnowledgeError(f"classes {list(classes)[:10]}", "expected at least one, each once", reason=Reason.CLASSES)
