@@ -24,7 +24,7 @@ from fedstill.server.state import RunState, TaskState
 
 Play = Callable[..., Any]
 
-METHODS = ("kt-pfl",)
+METHODS = ("kt-pfl", "comet")
 
 
 def labels(value: float) -> SoftLabels:

@@ -21,7 +21,6 @@ classes. T is 1, where the authors' settings have 10, at which all predictions l
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -32,6 +31,7 @@ from torch import Tensor
 
 from fedstill.common import check
 from fedstill.common.ensemble import mean_soft_labels, stacked
+from fedstill.common.keeping import keep_names, kept_names
 from fedstill.common.knowledge import Contribution, Form, Knowledge, Personal, SoftLabels
 from fedstill.common.labels import Classes, positions
 from fedstill.common.outputs import output_kind
@@ -108,7 +108,8 @@ class KTpFL:
             penalty=self.penalty,
             rate=self.rate,
         )
-        server.memory |= {_NAMES: _as_bytes(names), _COEFFICIENTS: matrix}
+        keep_names(server.memory, _NAMES, names)
+        server.memory[_COEFFICIENTS] = matrix
         shares = matrix[:, rows].clamp_min(_LEAST).tolist()
         own = {name: mean_soft_labels(opinions, row, space=space) for name, row in zip(names, shares, strict=True)}
         return Personal(mean_soft_labels(opinions, space=space), own)
@@ -123,7 +124,7 @@ def recalled(memory: Memory, clients: Sequence[str]) -> tuple[list[str], Tensor]
         memory: of the server.
         clients: names, new or not.
     """
-    names: list[str] = json.loads(memory[_NAMES].numpy().tobytes()) if _NAMES in memory else []
+    names = kept_names(memory, _NAMES)
     new = [name for name in dict.fromkeys(clients) if name not in names]
     before, count = len(names), len(names) + len(new)
     matrix = torch.full((count, count), 1 / count, dtype=torch.float64)
@@ -205,7 +206,3 @@ def _divergence(
         # Where nothing is left the gradient of q ln q is not a number; what is a constant has none.
         return (kind.divergence(answer.log(), torch.where(mixed > 0, mixed, 0.0), 1.0) * mass).mean()
     return (kind.divergence(answer.logit(), mixed.clamp(_LEAST, 1 - _LEAST), 1.0) * mass).mean()
-
-
-def _as_bytes(names: Sequence[str]) -> Tensor:
-    return torch.frombuffer(bytearray(json.dumps(names).encode()), dtype=torch.uint8)
