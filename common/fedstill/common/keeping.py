@@ -11,30 +11,37 @@ from torch import Tensor
 from fedstill.common.knowledge import Knowledge, knowledge_from_parts
 from fedstill.common.sides import Memory
 
-_HEAD = ".head"
+_HEAD, _ARRAY = "head", "array."
+"""What stands before a key, which may be any text, and ends with the first ":"."""
 
 
 def keep(memory: Memory, key: str, knowledge: Knowledge) -> None:
     """Keep knowledge under a key, in place of what was there."""
     forget(memory, key)
-    memory[key + _HEAD] = _as_bytes([knowledge.kind, knowledge.header()])
-    memory |= {f"{key}.array.{name}": torch.from_numpy(array.copy()) for name, array in knowledge.arrays().items()}
+    memory[f"{_HEAD}:{key}"] = _as_bytes([knowledge.kind, knowledge.header()])
+    for name, array in knowledge.arrays().items():
+        memory[f"{_ARRAY}{name}:{key}"] = torch.from_numpy(array.copy())
 
 
 def kept(memory: Memory, key: str) -> Knowledge | None:
     """What is kept under a key; None for nothing."""
-    if key + _HEAD not in memory:
+    head = memory.get(f"{_HEAD}:{key}")
+    if head is None:
         return None
-    kind, header = json.loads(memory[key + _HEAD].numpy().tobytes())
-    start = f"{key}.array."
-    arrays = {name.removeprefix(start): value.numpy() for name, value in memory.items() if name.startswith(start)}
+    kind, header = json.loads(head.numpy().tobytes())
+    arrays = {
+        place.partition(":")[0].removeprefix(_ARRAY): value.numpy()
+        for place, value in memory.items()
+        if place.startswith(_ARRAY) and place.partition(":")[2] == key
+    }
     return knowledge_from_parts(kind, header, arrays)
 
 
 def forget(memory: Memory, key: str) -> None:
     """Drop what is kept under a key."""
-    for name in [name for name in memory if name == key + _HEAD or name.startswith(f"{key}.array.")]:
-        del memory[name]
+    for place in [place for place in memory if place.startswith((f"{_HEAD}:", _ARRAY))]:
+        if place.partition(":")[2] == key:
+            del memory[place]
 
 
 def keep_names(memory: Memory, key: str, names: Sequence[str]) -> None:

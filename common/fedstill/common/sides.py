@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from fedstill.common.augment import agreement
 from fedstill.common.data.proxy import ProxySet
+from fedstill.common.embeddings import Embeddings
 from fedstill.common.errors import KnowledgeError, UnsupportedError
 from fedstill.common.knowledge import Features, Form, Parameters, Prototypes, Relations, SoftLabels
 from fedstill.common.labels import ordered, positions
@@ -335,7 +336,7 @@ def _usual_loss(spec: TaskSpec, teacher: SoftLabels) -> Loss:
     return loss
 
 
-_Kind = TypeVar("_Kind", SoftLabels, Parameters, Relations, Features, Prototypes)
+_Kind = TypeVar("_Kind", SoftLabels, Parameters, Relations, Features, Prototypes, Embeddings)
 
 
 def soft_labels_of(knowledge: object) -> SoftLabels:
@@ -361,6 +362,11 @@ def features_of(knowledge: object) -> Features:
 def prototypes_of(knowledge: object) -> Prototypes:
     """The knowledge as prototypes; KnowledgeError if it is of another kind."""
     return _of(Prototypes, knowledge)
+
+
+def embeddings_of(knowledge: object) -> Embeddings:
+    """The knowledge as embeddings; KnowledgeError if it is of another kind."""
+    return _of(Embeddings, knowledge)
 
 
 def _of(kind: type[_Kind], knowledge: object) -> _Kind:
