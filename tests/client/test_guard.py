@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from fedstill.client.guard import Guard
+from fedstill.client.guard import RELEASE_VARIABLE, Guard, usual_guard
 from fedstill.client.holdings import Holding, Holdings
 from fedstill.common.data.federation import ClientData
 from fedstill.common.data.proxy import ProxySet
-from fedstill.common.errors import MismatchError, Reason, UnsupportedError
+from fedstill.common.embeddings import Embeddings
+from fedstill.common.errors import ConfigError, MismatchError, Reason, UnsupportedError
 from fedstill.common.knowledge import Features, Parameters, Prototypes, Relations, SoftLabels
 from fedstill.common.learning import Training
 from fedstill.common.messages import Method, Order, TaskOrder
@@ -23,6 +24,7 @@ WEIGHTS = Parameters("m", {"w": np.zeros(1, np.float32)})
 FEATURES = Features(np.array([0]), np.ones((1, 3), np.float32))
 RELATIONS = Relations(np.array([0, 1]), np.array([[0, 1], [1, 0]], np.float32))
 
+ROWS = Embeddings(("a",), np.ones((1, 1), np.float32), np.ones((1, 3), np.float32), np.array([0]))
 MEANS = Prototypes(("a",), np.array([1]), np.ones((1, 3), np.float32), np.zeros((1, 0), np.float32))
 
 
@@ -62,3 +64,15 @@ def test_only_allowed_knowledge_leaves() -> None:
         strict.release(MEANS)
     with pytest.raises(UnsupportedError, match="lets out nothing"):
         Guard(frozenset()).release(LABELS)
+
+
+def test_what_is_about_private_examples_leaves_only_if_the_owner_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UnsupportedError, match=r"'embeddings': this client lets out features.*set FEDSTILL_RELEASE="):
+        Guard().release(ROWS)
+    assert usual_guard() == Guard()
+    monkeypatch.setenv(RELEASE_VARIABLE, " embeddings,")
+    assert usual_guard().release(ROWS) is ROWS
+    assert usual_guard().release(LABELS) is LABELS
+    monkeypatch.setenv(RELEASE_VARIABLE, "embedings")
+    with pytest.raises(ConfigError, match=r"FEDSTILL_RELEASE=embedings: expected a kind of knowledge.*embeddings"):
+        usual_guard()

@@ -216,7 +216,9 @@ def test_a_header_without_a_part_is_refused(missing: str) -> None:
 
 def test_unknown_kinds_and_missing_arrays() -> None:
     labels = SoftLabels(**GOOD)
-    with pytest.raises(KnowledgeError, match="soft-labels or relations or features or prototypes or parameters"):
+    with pytest.raises(
+        KnowledgeError, match="soft-labels or relations or features or prototypes or embeddings or parameters"
+    ):
         knowledge_from_parts("gossip", labels.header(), labels.arrays())
     with pytest.raises(KnowledgeError, match="expected 'values' among them"):
         SoftLabels.from_parts(labels.header(), {"samples": labels.samples})

@@ -14,7 +14,7 @@ from torch import Tensor
 from fedstill.common import records
 from fedstill.common.algorithm import EVERY_OUTPUT, Algorithm, asked
 from fedstill.common.errors import ConfigError, KnowledgeError, Reason
-from fedstill.common.knowledge import KNOWLEDGE, Contribution, Knowledge, SoftLabels
+from fedstill.common.knowledge import KNOWLEDGE, Contribution, Knowledge, Personal, SoftLabels
 from fedstill.common.labels import Classes
 from fedstill.common.messages import Answer, Method, Order, TaskAnswer, TaskOrder
 from fedstill.common.models import build_model
@@ -41,12 +41,14 @@ class Played:
     """What came of driving a method by hand.
 
     Attributes:
-        told: what went back to the clients after each round.
+        told: what went back to the clients after each round; of personal knowledge the common part.
+        own: what went back to one client alone, after each round.
         answers: of the last round.
         models: everybody's weights in the end.
     """
 
     told: list[Knowledge | None]
+    own: list[Mapping[str, Knowledge]]
     answers: list[Contribution]
     models: dict[str, Mapping[str, Tensor]]
 
@@ -106,21 +108,24 @@ def drive(
         )
         for number in specs
     }
-    told = [method.start(server)]
+    told: list[Knowledge | None] = [method.start(server)]
+    own: list[Mapping[str, Knowledge]] = [{}]
     answers: list[Contribution] = []
     for step in range(1, rounds + 1):
         answers = []
         for number, side in sides.items():
             side.round, side.seed = step, derive(seed, "client", number, step)
-            if (received := told[-1]) is not None:
+            if (received := own[-1].get(side.name, told[-1])) is not None:
                 method.absorb(side, received)
             knowledge = method.local(side)
             if knowledge is not None and (step, number) not in dropped:
                 answers.append(Contribution(side.name, len(side.private), knowledge))
         server.round, server.seed = step, derive(seed, "server", step)
-        told.append(method.merge(server, answers))
+        merged = method.merge(server, answers)
+        told.append(merged.common if isinstance(merged, Personal) else merged)
+        own.append(dict(merged.own) if isinstance(merged, Personal) else {})
     weights: dict[str, Mapping[str, Tensor]] = {side.name: side.model.state_dict() for side in sides.values()}
-    return Played(told, answers, {**weights, "server": server.model.state_dict()})
+    return Played(told, own, answers, {**weights, "server": server.model.state_dict()})
 
 
 def _only(examples: Examples, space: Classes, known: Classes) -> Examples:
@@ -141,8 +146,20 @@ def same_knowledge(left: Knowledge | None, right: Knowledge | None) -> bool:
     )
 
 
+def same_own(left: Mapping[str, Knowledge], right: Mapping[str, Knowledge]) -> bool:
+    return left.keys() == right.keys() and all(same_knowledge(one, right[name]) for name, one in left.items())
+
+
+def everything(told: Knowledge | Personal | None) -> dict[str, Knowledge]:
+    """What went back by client; "" is for what all have in common."""
+    if not isinstance(told, Personal):
+        return {} if told is None else {"": told}
+    return everything(told.common) | dict(told.own)
+
+
 def same(left: Played, right: Played) -> bool:
-    return all(map(same_knowledge, left.told, right.told)) and all(
+    told = all(map(same_knowledge, left.told, right.told)) and all(map(same_own, left.own, right.own))
+    return told and all(
         torch.equal(value, right.models[who][name])
         for who, model in left.models.items()
         for name, value in model.items()
@@ -204,9 +221,8 @@ def test_kinds_of_knowledge_are_as_declared(name: str, output: str, synthetic: A
         assert played.told == [None, None, None]
         return
     assert {answer.knowledge.kind for answer in played.answers} == {method.exchange}
-    for told in played.told[1:]:
-        assert told is not None
-        assert told.kind == method.exchange
+    for told, own in zip(played.told[1:], played.own[1:], strict=True):
+        assert {one.kind for one in everything(Personal(told, own)).values()} == {method.exchange}
     for answer in played.answers:
         if isinstance(answer.knowledge, SoftLabels):
             assert (answer.knowledge.form, answer.knowledge.temperature) == asked(method())
@@ -227,8 +243,12 @@ def test_a_dropped_answer_counts_nothing(name: str, output: str, synthetic: Any)
     dropped = drive(name, synthetic(output), dropped={(2, 1)})
 
     assert [answer.client for answer in dropped.answers] == ["client-0", "client-2"]
-    assert same_knowledge(whole.told[1], dropped.told[1])
-    assert not same_knowledge(whole.told[2], dropped.told[2])
+    whole_told, dropped_told = (
+        [everything(Personal(told, own)) for told, own in zip(one.told, one.own, strict=True)]
+        for one in (whole, dropped)
+    )
+    assert same_own(whole_told[1], dropped_told[1])
+    assert not same_own(whole_told[2], dropped_told[2])
 
 
 @pytest.mark.parametrize(("name", "output"), EXCHANGING)
@@ -237,7 +257,7 @@ def test_the_order_of_answers_counts_little(name: str, output: str, synthetic: A
     data = synthetic(output)
     answers = drive(name, data).answers
 
-    def merged(contributions: list[Contribution]) -> Knowledge | None:
+    def merged(contributions: list[Contribution]) -> dict[str, Knowledge]:
         server = Server(
             spec=data.spec,
             model_name=data.model,
@@ -248,14 +268,16 @@ def test_the_order_of_answers_counts_little(name: str, output: str, synthetic: A
             seed=3,
             round=2,
         )
-        return METHODS[name]().merge(server, contributions)
+        return everything(METHODS[name]().merge(server, contributions))
 
     forward, backward = merged(answers), merged(answers[::-1])
 
-    assert forward is not None
-    assert backward is not None
-    for key, array in forward.arrays().items():
-        np.testing.assert_allclose(array.astype(float), backward.arrays()[key].astype(float), rtol=1e-3, atol=1e-4)
+    assert forward
+    assert forward.keys() == backward.keys()
+    for who, one in forward.items():
+        for key, array in one.arrays().items():
+            other = backward[who].arrays()[key]
+            np.testing.assert_allclose(array.astype(float), other.astype(float), rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize(("name", "output"), PREDICTING)
@@ -310,8 +332,9 @@ def test_knowledge_survives_the_wire(name: str, output: str, codec: str, synthet
     played = drive(name, data)
     method = Method(name, {}, data.training, codec)
 
-    for knowledge in [played.told[-1], *(answer.knowledge for answer in played.answers)]:
-        assert knowledge is not None
+    told = everything(Personal(played.told[-1], played.own[-1]))
+    assert told
+    for knowledge in [*told.values(), *(answer.knowledge for answer in played.answers)]:
         task = TaskOrder(data.proxy.digest, np.arange(24), knowledge)
         order = Order("run", 1, 2, 1, 1, 0, method, {"synthetic": task})
         heard = records.read_order(records.write_order(order)).tasks["synthetic"].knowledge

@@ -10,7 +10,7 @@ import torch
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from fedstill.client.guard import Guard
+from fedstill.client.guard import Guard, usual_guard
 from fedstill.client.holdings import Holdings, simulated
 from fedstill.client.store import Store
 from fedstill.client.work import Worker, recall
@@ -42,7 +42,7 @@ def client_app(
         task: what the client learns; None takes the tasks of the run's scenario.
         model: architecture of its student, when `task` is given.
         algorithms: methods of your own that are not installed as plug-ins.
-        guard: what may leave the client.
+        guard: what may leave the client; None for the usual, to which FEDSTILL_RELEASE may add.
     """
     app = ClientApp()
     own = {kind.name: kind for kind in algorithms}
@@ -51,7 +51,7 @@ def client_app(
         # One thread a process: two on a busy core are ten times slower, and sums would depend on their number.
         torch.set_num_threads(1)
         holdings = _holdings(context, task, model)
-        return Worker(holdings, _store(context, run, holdings.name), guard or Guard(), own)
+        return Worker(holdings, _store(context, run, holdings.name), guard or usual_guard(), own)
 
     def work(message: Message, context: Context, do: Callable[[Worker, Order], Answer]) -> Message:
         records.check_protocol(message.content)

@@ -15,7 +15,7 @@ from collections.abc import Collection, Sequence
 from typing import ClassVar, Protocol
 
 from fedstill.common.errors import UnsupportedError
-from fedstill.common.knowledge import Contribution, Form, Knowledge
+from fedstill.common.knowledge import Contribution, Form, Knowledge, Personal
 from fedstill.common.outputs import OUTPUTS
 from fedstill.common.sides import Client, Server
 
@@ -29,8 +29,8 @@ class Algorithm(Protocol):
         name: by which it is found; the file's name.
         paper: authors, year, address; "" if there is none.
         outputs: the output kinds that it can average.
-        exchange: what a client sends: "soft-labels", "relations", "features", "prototypes", "parameters", "nothing",
-            or "data" (all data in one place: no client is asked).
+        exchange: what a client sends: "soft-labels", "relations", "features", "prototypes", "embeddings", "parameters",
+            "nothing", or "data" (all data in one place: no client is asked).
         homogeneous: it needs the same model on all clients.
     """
 
@@ -49,8 +49,8 @@ class Algorithm(Protocol):
     def local(self, client: Client) -> Knowledge | None:
         """Learn from the private data and answer; None for a method without exchange."""
 
-    def merge(self, server: Server, contributions: Sequence[Contribution]) -> Knowledge | None:
-        """Turn what was admitted, sorted by client, into the next round's knowledge."""
+    def merge(self, server: Server, contributions: Sequence[Contribution]) -> Knowledge | Personal | None:
+        """Turn what was admitted, sorted by client, into the next round's knowledge: one for all, or each its own."""
 
 
 def asked(method: Algorithm) -> tuple[Form, float]:
@@ -65,9 +65,9 @@ def asked(method: Algorithm) -> tuple[Form, float]:
 
 
 def parts(method: Algorithm) -> frozenset[str]:
-    """What a method's prototypes are made of: "features", "predictions" or both, as its class variable `parts` says.
+    """What a method's prototypes or embeddings are made of, as its class variable `parts` says.
 
-    Nothing for a method that exchanges something else.
+    "features", "predictions" or both; nothing for a method that exchanges something else.
     """
     told: frozenset[str] = getattr(method, "parts", frozenset())
     return told
@@ -83,7 +83,7 @@ def weighs(method: Algorithm) -> frozenset[str]:
 
 
 def feature_width(method: Algorithm, widths: Collection[int]) -> int:
-    """Width of the features in the prototypes of a method's clients; 0 if it has none.
+    """Width of the features in the prototypes or embeddings of a method's clients; 0 if it has none.
 
     Args:
         method: the method. One that can bring features to one width says so in an option `width` > 0.
@@ -98,7 +98,7 @@ def feature_width(method: Algorithm, widths: Collection[int]) -> int:
     if not wanted and len(set(widths)) > 1:
         raise UnsupportedError(
             f"algorithm '{method.name}' with models whose last layers read {sorted(set(widths))} features",
-            "expected one width on all clients, because it averages features",
+            "expected one width on all clients, because it puts their features together",
             f"set algorithm.width={min(widths)}, or give all clients one model"
             if hasattr(method, "width")
             else "give all clients one model, or choose a method that sends predictions, such as fd",

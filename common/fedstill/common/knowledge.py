@@ -2,8 +2,9 @@
 
 `SoftLabels` are predictions on proxy samples, `Parameters` the weights of a model. `Relations` and `Features` say how
 proxy samples lie to each other and nothing of classes: tasks whose label spaces do not meet can exchange them.
-`Prototypes` are means over a class's private examples, and need no proxy samples. Each turns into a header of plain
-values and a mapping of arrays, and back: that is all that the wire and the checkpoints know of it.
+`Prototypes` are means over a class's private examples, `Embeddings` are about each of them; both need no proxy samples.
+Each kind turns into a header of plain values and a mapping of arrays, and back: that is all that the wire and the
+checkpoints know of it.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from fedstill.common.embeddings import Embeddings
 from fedstill.common.errors import KnowledgeError, Reason
+from fedstill.common.knowledge_checks import check_classes, check_samples, check_size
 from fedstill.common.labels import Classes
 from fedstill.common.outputs import output_kind
 
@@ -67,8 +70,8 @@ class SoftLabels:
     form: Form = "probabilities"
 
     def __post_init__(self) -> None:
-        _check_classes(self.classes)
-        _check_samples(self.samples, self.values)
+        check_classes(self.classes)
+        check_samples(self.samples, self.values)
         wanted = (len(self.samples), len(self.classes))
         if self.values.ndim < 2 or (self.values.shape[0], self.values.shape[-1]) != wanted:
             raise KnowledgeError(
@@ -81,7 +84,7 @@ class SoftLabels:
         if self.form == "probabilities":
             output_kind(self.output).check(torch.from_numpy(self.values))
         else:
-            _check_size("logit", self.values, LARGEST_LOGIT)
+            check_size("logit", self.values, LARGEST_LOGIT)
 
     def header(self) -> Header:
         """Everything but the arrays."""
@@ -136,7 +139,7 @@ class Relations:
     values: NDArray[np.float32]
 
     def __post_init__(self) -> None:
-        _check_samples(self.samples, self.values)
+        check_samples(self.samples, self.values)
         count = len(self.samples)
         if self.values.shape != (count, count) or count > MOST_RELATED:
             raise KnowledgeError(
@@ -146,7 +149,7 @@ class Relations:
                 reason=Reason.SHAPE,
             )
         # A triangle with one long side has two: no distance is above N / 2 where their mean is 1.
-        _check_size("relation", self.values, max(count, 1))
+        check_size("relation", self.values, max(count, 1))
         if (self.values < 0).any() or self.values.diagonal().any() or not np.array_equal(self.values, self.values.T):
             raise KnowledgeError(
                 "relations that are no distances",
@@ -190,7 +193,7 @@ class Features:
     values: NDArray[np.float32]
 
     def __post_init__(self) -> None:
-        _check_samples(self.samples, self.values)
+        check_samples(self.samples, self.values)
         shape = self.values.shape
         if len(shape) != 2 or shape[0] != len(self.samples) or not 1 <= shape[1] <= WIDEST_FEATURES:
             raise KnowledgeError(
@@ -198,7 +201,7 @@ class Features:
                 f"expected ({len(self.samples)}, D) with D from 1 to {WIDEST_FEATURES}",
                 reason=Reason.SHAPE,
             )
-        _check_size("feature", self.values, LARGEST_FEATURE)
+        check_size("feature", self.values, LARGEST_FEATURE)
 
     def header(self) -> Header:
         """Everything but the arrays: nothing."""
@@ -241,9 +244,9 @@ class Prototypes:
     round: int = 0
 
     def __post_init__(self) -> None:
-        _check_classes(self.classes)
+        check_classes(self.classes)
         if self.columns:
-            _check_classes(self.columns)
+            check_classes(self.columns)
         rows = len(self.classes)
         shapes = (self.counts.shape, self.features.shape[:-1], self.predictions.shape)
         if shapes != ((rows,), (rows,), (rows, len(self.columns))) or self.features.shape[-1] > WIDEST_FEATURES:
@@ -268,7 +271,7 @@ class Prototypes:
                 f"expected 1 to {MOST_BEHIND:g}",
                 reason=Reason.RANGE,
             )
-        _check_size("feature", self.features, LARGEST_FEATURE)
+        check_size("feature", self.features, LARGEST_FEATURE)
         if self.columns:
             output_kind("categorical").check(torch.from_numpy(self.predictions))
 
@@ -365,16 +368,19 @@ class Parameters:
 AboutSamples = SoftLabels | Relations | Features
 """Knowledge whose row i is about proxy sample `samples[i]`."""
 
-Knowledge = AboutSamples | Prototypes | Parameters
+Knowledge = AboutSamples | Prototypes | Embeddings | Parameters
 """What one side tells the other about one task."""
 
 KNOWLEDGE: dict[str, type[Knowledge]] = {
-    kind.kind: kind for kind in (SoftLabels, Relations, Features, Prototypes, Parameters)
+    kind.kind: kind for kind in (SoftLabels, Relations, Features, Prototypes, Embeddings, Parameters)
 }
 """Every kind of knowledge by name."""
 
 ABOUT_SAMPLES = frozenset(kind.kind for kind in (SoftLabels, Relations, Features))
 """The kinds whose row i is about proxy sample i."""
+
+PRIVATE = frozenset({Embeddings.kind})
+"""The kinds that say something of each private example: a client lets them out only if its owner says so."""
 
 LABEL_FREE = frozenset({Relations.kind, Features.kind})
 """The kinds that say something of samples and nothing of classes."""
@@ -406,33 +412,17 @@ class Contribution:
     knowledge: Knowledge
 
 
-def _check_classes(classes: Classes) -> None:
-    if not classes or len(set(classes)) != len(classes):
-        raise KnowledgeError(f"classes {list(classes)[:10]}", "expected at least one, each once", reason=Reason.CLASSES)
+@dataclass(frozen=True, slots=True, eq=False)
+class Personal:
+    """What goes back where it differs from client to client.
 
+    Attributes:
+        common: what is measured, and told to everybody without knowledge of their own; None for nothing.
+        own: by client, as contributions name them; of "client/task", another task's, nothing is used.
+    """
 
-def _check_samples(samples: NDArray[np.int64], values: NDArray[np.float32]) -> None:
-    if samples.ndim != 1 or samples.dtype != np.int64:
-        raise KnowledgeError(
-            f"sample ids of shape {samples.shape} and type {samples.dtype}",
-            "expected (N,) int64",
-            reason=Reason.SAMPLES,
-        )
-    rising = bool((np.diff(samples) > 0).all())  # as nearly always; spares the sorting
-    if not rising and len(np.unique(samples)) != len(samples):
-        raise KnowledgeError("sample ids that repeat", "expected every proxy sample once", reason=Reason.SAMPLES)
-    if samples.min(initial=0) < 0:
-        raise KnowledgeError(f"sample id {samples.min()}", "expected ids >= 0", reason=Reason.SAMPLES)
-    if values.dtype != np.float32:
-        raise KnowledgeError(f"values of type {values.dtype}", "expected float32", reason=Reason.TYPE)
-
-
-def _check_size(what: str, values: NDArray[np.float32], largest: float) -> None:
-    if not np.isfinite(values).all():
-        raise KnowledgeError(f"a non-finite {what}", "expected finite numbers", reason=Reason.NOT_FINITE)
-    found = np.abs(values).max(initial=0)
-    if found > largest:
-        raise KnowledgeError(f"a {what} of {found:.3g}", f"expected at most {largest:g}", reason=Reason.RANGE)
+    common: Knowledge | None
+    own: Mapping[str, Knowledge]
 
 
 def _samples_and_values(arrays: Arrays) -> tuple[NDArray[np.int64], NDArray[np.float32]]:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from fedstill.common.augment import agreement
 from fedstill.common.data.proxy import ProxySet
+from fedstill.common.embeddings import Embeddings
 from fedstill.common.errors import KnowledgeError, UnsupportedError
 from fedstill.common.knowledge import Features, Form, Parameters, Prototypes, Relations, SoftLabels
 from fedstill.common.labels import ordered, positions
@@ -245,6 +246,30 @@ class Client(Side):
             regulariser=agree and (lambda run, inputs: agree(lambda view: run(view)[:, width:], inputs)),
         )
 
+    def train_beside(self, teacher: SoftLabels, *, weight: float) -> float:
+        """Train as `train` does, with a batch of proxy samples in each step towards a teacher's predictions of them.
+
+        Args:
+            teacher: soft labels or raw scores of proxy samples, as for `distil`.
+            weight: of their loss; the task's own has 1.
+
+        Returns:
+            Mean of the whole loss in the last epoch.
+        """
+        if not len(teacher.samples) or not ordered(teacher.classes, self.spec.classes):
+            return self.train()
+        inputs, targets, distance = self.lesson(teacher)
+        inputs = arranged(inputs, self.training)
+        batches = _batches(len(inputs), self.training.batch_size, seed=derive(self.seed, "beside"))
+
+        def both(logits: Tensor, labels: Tensor) -> Tensor:
+            batch = next(batches)
+            beside = self.model(_typed(self.model, inputs[batch])).float()
+            apart = distance(beside, *(part[batch] for part in targets))
+            return self.spec.kind.loss(logits, labels) + weight * apart
+
+        return self.train(both)
+
     def train_features(
         self,
         samples: NDArray[np.int64],
@@ -320,6 +345,11 @@ class Server(Side):
     pooled: Callable[[], Examples] | None = None
 
 
+def _typed(model: nn.Module, inputs: Tensor) -> Tensor:
+    """Inputs in the type of a model's weights, which may be bf16 for the time being; token ids stay as they are."""
+    return inputs.to(next(model.parameters()).dtype) if inputs.is_floating_point() else inputs
+
+
 def _batches(count: int, size: int, *, seed: int) -> Iterator[Tensor]:
     """Batches of rows for ever, in a new order each time round."""
     order = torch_rng(seed, "private")
@@ -337,7 +367,7 @@ def _usual_loss(spec: TaskSpec, teacher: SoftLabels) -> Loss:
     return loss
 
 
-_Kind = TypeVar("_Kind", SoftLabels, Parameters, Relations, Features, Prototypes)
+_Kind = TypeVar("_Kind", SoftLabels, Parameters, Relations, Features, Prototypes, Embeddings)
 
 
 def soft_labels_of(knowledge: object) -> SoftLabels:
@@ -363,6 +393,11 @@ def features_of(knowledge: object) -> Features:
 def prototypes_of(knowledge: object) -> Prototypes:
     """The knowledge as prototypes; KnowledgeError if it is of another kind."""
     return _of(Prototypes, knowledge)
+
+
+def embeddings_of(knowledge: object) -> Embeddings:
+    """The knowledge as embeddings; KnowledgeError if it is of another kind."""
+    return _of(Embeddings, knowledge)
 
 
 def _of(kind: type[_Kind], knowledge: object) -> _Kind:

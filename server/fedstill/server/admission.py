@@ -14,6 +14,7 @@ from flwr.app import Array, Message, RecordDict
 from numpy.typing import NDArray
 
 from fedstill.common import records
+from fedstill.common.embeddings import Embeddings
 from fedstill.common.errors import FedstillError, KnowledgeError, MismatchError, Reason
 from fedstill.common.knowledge import AboutSamples, Form, Layout, Parameters, Prototypes, SoftLabels
 from fedstill.common.messages import Answer, Order, TaskAnswer
@@ -52,7 +53,7 @@ class TaskGate:
         layout: of the global model's weights, for a method that sends weights.
         clients: who has the task.
         asked: form and temperature of soft labels; see `algorithm.asked`.
-        features: width of the features in prototypes; 0 for none.
+        features: width of the features in prototypes or embeddings; 0 for none.
         predictions: whether prototypes have predictions.
     """
 
@@ -155,16 +156,19 @@ class Gate:
             _check_parameters(answer.knowledge, gate.layout)
         elif isinstance(answer.knowledge, Prototypes):
             _check_prototypes(answer.knowledge, gate, gate.clients[self.client].classes)
-            self._check_origin(answer.knowledge, answer.examples)
+            self._check_origin(answer.knowledge, int(answer.knowledge.counts.sum()), answer.examples)
+        elif isinstance(answer.knowledge, Embeddings):
+            _check_embeddings(answer.knowledge, gate, gate.clients[self.client].classes)
+            self._check_origin(answer.knowledge, len(answer.knowledge.labels), answer.examples)
 
-    def _check_origin(self, prototypes: Prototypes, examples: int) -> None:
-        if prototypes.round != self.order.round:
+    def _check_origin(self, knowledge: Prototypes | Embeddings, count: int, examples: int) -> None:
+        if knowledge.round != self.order.round:
             raise MismatchError(
-                f"prototypes of round {prototypes.round}", f"expected {self.order.round}", reason=Reason.STALE
+                f"{knowledge.kind} of round {knowledge.round}", f"expected {self.order.round}", reason=Reason.STALE
             )
-        if prototypes.counts.sum() > examples:
+        if count > examples:
             raise KnowledgeError(
-                f"prototypes of {prototypes.counts.sum()} examples",
+                f"{knowledge.kind} of {count} examples",
                 f"expected at most the {examples} that it has",
                 reason=Reason.RANGE,
             )
@@ -184,11 +188,7 @@ def _check_soft_labels(labels: SoftLabels, gate: TaskGate, own: tuple[str, ...])
             f"expected {gate.spec.positions}",
             reason=Reason.SHAPE,
         )
-    strange = sorted(set(labels.classes) - set(own))
-    if strange:
-        raise KnowledgeError(
-            f"classes {strange[:5]}", f"expected some of the {len(own)} it announced", reason=Reason.CLASSES
-        )
+    _check_announced(set(labels.classes), own)
 
 
 def _check_prototypes(prototypes: Prototypes, gate: TaskGate, own: tuple[str, ...]) -> None:
@@ -199,7 +199,22 @@ def _check_prototypes(prototypes: Prototypes, gate: TaskGate, own: tuple[str, ..
             f"expected {gate.features} features and {'some' if gate.predictions else 'no'} predictions",
             reason=Reason.SHAPE,
         )
-    strange = sorted({*prototypes.classes, *prototypes.columns} - set(own))
+    _check_announced({*prototypes.classes, *prototypes.columns}, own)
+
+
+def _check_embeddings(embeddings: Embeddings, gate: TaskGate, own: tuple[str, ...]) -> None:
+    width = embeddings.features.shape[1]
+    if width != gate.features or not len(embeddings.labels):
+        raise KnowledgeError(
+            f"embeddings with {width} features and {len(embeddings.labels)} labels",
+            f"expected {gate.features} features, and a label for each example",
+            reason=Reason.SHAPE,
+        )
+    _check_announced(set(embeddings.classes), own)
+
+
+def _check_announced(classes: set[str], own: tuple[str, ...]) -> None:
+    strange = sorted(classes - set(own))
     if strange:
         raise KnowledgeError(
             f"classes {strange[:5]}", f"expected some of the {len(own)} it announced", reason=Reason.CLASSES

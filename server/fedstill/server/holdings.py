@@ -31,7 +31,7 @@ class ServerTask:
         proxy_targets: their labels, for measurement only; None if nobody knows them.
         test: samples to measure with, or None.
         pooled: all private data in one place; None outside a simulation.
-        features: width of the features in the clients' prototypes; 0 for none.
+        features: width of the features in the clients' prototypes or embeddings; 0 for none.
     """
 
     task: Task
