@@ -184,8 +184,8 @@ class Client(Side):
         """Train the student on the private data for `training.epochs`; returns the last epoch's mean loss."""
         return self.train_on(self.private, loss)
 
-    def train_beside(self, teacher: SoftLabels) -> float:
-        """Train as `train` does, with the proxy samples among the private examples, each with a teacher's prediction.
+    def train_among(self, teacher: SoftLabels) -> float:
+        """Train as `train` does, with proxy samples among the private examples, each with a teacher's prediction of it.
 
         What the student learns from one kind of data it does not forget over the other. An example counts as much as
         a proxy sample, which counts `trust`, and as `distil` has it where the teacher knows other classes.
@@ -193,6 +193,8 @@ class Client(Side):
         Returns:
             Mean loss of the last epoch.
         """
+        if not ordered(teacher.classes, self.spec.classes):
+            return self.train()
         kind, examples = self.spec.kind, self.private
         private = kind.forced(examples.inputs, examples.targets)
         public, (values, weights), towards = self.lesson(teacher)

@@ -83,7 +83,7 @@ class Fedstill:
         if client.spec.output not in _DOUBTING:
             client.distil(labels, epochs=self.distil_epochs)
         else:
-            client.train_beside(doubted(labels, self._doubt(client)))
+            client.train_among(doubted(labels, self._doubt(client)))
             client.memory[_TRAINED] = torch.tensor(client.round)
 
     def local(self, client: Client) -> SoftLabels:
@@ -92,7 +92,7 @@ class Fedstill:
             client.train()
         elif client.memory.get(_TRAINED) != client.round:
             # Nobody has told it anything yet.
-            client.train_beside(doubted(client.soft_labels(), self._doubt(client)))
+            client.train_among(doubted(client.soft_labels(), self._doubt(client)))
         return client.soft_labels()
 
     def merge(self, server: Server, contributions: Sequence[Contribution]) -> SoftLabels:
