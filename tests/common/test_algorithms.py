@@ -34,6 +34,10 @@ PROXY = tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
 SAMPLES = np.arange(3)
 
 
+ZERO_IS_GOOD = {("fedstill", "doubt"), ("kt-pfl", "penalty")}
+"""Options for which 0 says "without", beside those where it is the default."""
+
+
 def linear(weight: Any) -> nn.Linear:
     """z = W x."""
     wanted = tensor(weight, dtype=torch.float32)
@@ -197,15 +201,81 @@ class TestFedstill:
     def test_the_temperature_is_that_of_the_aggregate_only(self) -> None:
         student = client(((LN3, LN3), (0, 0)), private=Examples(torch.zeros(0, 2), tensor([], dtype=torch.int64)))
         answer = Fedstill(temperature=0.5).local(student)
-        np.testing.assert_allclose(answer.values[0], [0.75, 0.25], rtol=1e-6)
+        np.testing.assert_allclose(answer.values, torch.softmax(student.predict(PROXY), -1).numpy(), rtol=1e-6)
         assert answer.temperature == 1.0
 
-    def test_absorb_moves_the_student_to_the_consensus(self) -> None:
-        consensus = told([[1, 0], [0, 1], [0.5, 0.5]])
-        student = client(training=Training(batch_size=4, learning_rate=0.1))
-        before = student.distil(consensus, epochs=1)
-        Fedstill(distil_epochs=30).absorb(student, consensus)
-        assert student.distil(consensus, epochs=1) < before / 2
+    def test_the_mean_is_over_all_rounds_and_counts_every_answer(self) -> None:
+        # Two answers of 3/4, then one of 0: (2 · 3/4 + 0) / 3 = 1/2. Only the sample that both rounds are about.
+        method, side = Fedstill(temperature=1.0), server()
+        np.testing.assert_allclose(
+            method.merge(side, contributions(told([[0.75, 0.25]] * 3), told([[0.75, 0.25]] * 3))).values[2],
+            [0.75, 0.25],
+        )
+        later = method.merge(side, contributions(told([[0, 1]], samples=np.array([1]))))
+        assert later.samples.tolist() == [1]
+        np.testing.assert_allclose(later.values, [[0.5, 0.5]], rtol=1e-6)
+        forgetful = Fedstill(temperature=1.0, memory=False).merge(side, contributions(told([[0, 1]] * 3)))
+        np.testing.assert_allclose(forgetful.values, [[0, 1]] * 3, atol=1e-6)
+
+    def test_a_class_that_few_know_is_a_mean_over_those_who_do(self) -> None:
+        # a: (1 + 0.6) / 2 of who knows it; b: 0.4, of one; brought to a sum of 1.
+        method, side = Fedstill(temperature=1.0), server()
+        method.merge(side, contributions(told([[1.0]] * 3, classes=("a",))))
+        found = method.merge(side, contributions(told([[0.6, 0.4]] * 3)))
+        np.testing.assert_allclose(found.values, [[0.8 / 1.2, 0.4 / 1.2]] * 3, rtol=1e-6)
+
+    def test_absorb_moves_the_student_to_the_consensus_and_to_its_own_data(self) -> None:
+        training = Training(epochs=60, batch_size=8, learning_rate=0.1)
+        private = Examples(tensor([[1.0, 0.0], [1.0, 0.0]]), tensor([1, 1]))
+        student = client(private=private, training=training, round=2, rounds=1)
+        Fedstill().absorb(student, told([[0.5, 0.5], [1, 0], [0.5, 0.5]]))
+        soft = torch.softmax(student.predict(PROXY), -1)
+        assert soft[1, 0] > 0.8
+        # Two private examples say b and one proxy sample says even: (2 · 1 + 0.5) / 3 = 0.83.
+        assert soft[0, 1] == pytest.approx(2.5 / 3, abs=0.06)
+
+    @pytest.mark.parametrize(("number", "doubt"), [(1, 1.0), (2, 0.75), (4, 0.25), (5, 0.0)])
+    def test_doubt_fades_from_round_to_round(self, monkeypatch: pytest.MonkeyPatch, number: int, doubt: float) -> None:
+        heard: list[SoftLabels] = []
+        monkeypatch.setattr(Client, "train_among", lambda _, teacher: heard.append(teacher))
+        Fedstill().absorb(client(round=number, rounds=4), told([[1, 0]] * 3))
+        np.testing.assert_allclose(heard[0].values, [[1 - doubt / 2, doubt / 2]] * 3, rtol=1e-6)
+
+    def test_who_has_heard_nothing_doubts_everything(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        heard: list[SoftLabels] = []
+        monkeypatch.setattr(Client, "train_among", lambda _, teacher: heard.append(teacher))
+        student = client(((LN3, LN3), (0, 0)))
+        Fedstill().local(student)
+        np.testing.assert_allclose(heard[0].values, [[0.5, 0.5]] * 3, rtol=1e-6)
+        # Once a round: who has trained in `absorb` only answers.
+        Fedstill().absorb(student, told([[1, 0]] * 3))
+        Fedstill().local(student)
+        assert len(heard) == 2
+
+    def test_doubt_keeps_a_student_from_being_sure_of_what_it_never_saw(self) -> None:
+        private = Examples(tensor([[1.0, 0.0]] * 4), tensor([0, 0, 0, 0]))
+        training = Training(epochs=40, batch_size=8, learning_rate=0.1)
+        sure = {
+            doubt: Fedstill(doubt=doubt).local(client(private=private, training=training)).values
+            for doubt in (0.0, 1.0)
+        }
+        # The third sample has something of the private ones, and something new.
+        assert sure[0.0][2, 0] > 0.95
+        assert sure[1.0][2, 0] < 0.75
+        assert sure[1.0][0, 0] > 0.8
+
+    def test_other_kinds_distil_and_then_train(self) -> None:
+        several = TaskSpec("t", "multi-label", "tabular", ("a", "b"), (2,))
+        labels = SoftLabels("multi-label", ("a", "b"), SAMPLES, np.array([[1, 0], [0, 1], [0.5, 0.5]], np.float32))
+        private = Examples(torch.zeros(0, 2), torch.zeros(0, 2))
+        student = client(spec=several, private=private, training=Training(batch_size=4, learning_rate=0.1))
+        before = student.distil(labels, epochs=1)
+        Fedstill(distil_epochs=30).absorb(student, labels)
+        assert student.distil(labels, epochs=1) < before
+
+    def test_doubt_is_a_share(self) -> None:
+        with pytest.raises(ConfigError, match="expected 0 <= value <= 1"):
+            Fedstill(doubt=1.5)
 
 
 class TestLocalAndCentral:
@@ -279,8 +349,8 @@ class TestEveryMethod:
         kind = ALGORITHMS.get(name)
         for part in fields(kind):
             if isinstance(part.default, int | float) and not isinstance(part.default, bool):
-                # 0 is good only where it is the default and says "without".
-                for bad in (-1, math.nan) if part.default == 0 else (-1, 0, math.nan):
+                without = part.default == 0 or (name, part.name) in ZERO_IS_GOOD
+                for bad in (-1, math.nan) if without else (-1, 0, math.nan):
                     with pytest.raises(ConfigError):
                         build(kind, {part.name.replace("_", "-"): bad}, "algorithm")
             if isinstance(part.default, str):

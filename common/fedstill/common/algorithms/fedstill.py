@@ -91,8 +91,8 @@ class Fedstill:
         if client.spec.output not in _DOUBTING:
             client.train()
         elif client.memory.get(_TRAINED) != client.round:
-            # Nobody has told it anything yet.
-            client.train_among(doubted(client.soft_labels(), self._doubt(client)))
+            # Nobody has told it anything yet: there is nothing but doubt.
+            client.train_among(doubted(client.soft_labels(), 1.0)) if self.doubt else client.train()
         return client.soft_labels()
 
     def merge(self, server: Server, contributions: Sequence[Contribution]) -> SoftLabels:
