@@ -70,8 +70,9 @@ def finals(played: Any, key: str) -> list[float]:
     return [client[key] for client in played.records[-1]["tasks"]["wine"]["clients"].values()]
 
 
-def test_a_teacher_that_is_wrong_does_no_harm(play_small: Play) -> None:
-    changes = {"tasks.wine.test": 0, "training.learning-rate": 0.05}
+@pytest.mark.parametrize("method", ["fedmd", "fedstill"])
+def test_a_teacher_that_is_wrong_does_no_harm(play_small: Play, method: str) -> None:
+    changes = {"tasks.wine.test": 0, "training.learning-rate": 0.05, "algorithm": {"name": method}}
     off = play_small({**ON, **changes, "training.adaptive": False}, tamper=flipped, name="off")
     on = play_small({**ON, **changes}, tamper=flipped, name="on")
 

@@ -264,6 +264,19 @@ class TestFedstill:
         assert sure[1.0][2, 0] < 0.75
         assert sure[1.0][0, 0] > 0.8
 
+    def test_a_client_that_trusts_nothing_trains_alone(self) -> None:
+        private = Examples(tensor([[1.0, 0.0], [1.0, 0.0]]), tensor([1, 1]))
+        one = client(private=private, training=Training(epochs=60, batch_size=8, learning_rate=0.1), trust=0.0)
+        one.train_among(told([[1, 0]] * 3))
+        assert torch.softmax(one.predict(PROXY), -1)[0, 1] > 0.95
+        assert torch.equal(weights(one)[:, 1], torch.zeros(2))
+
+    def test_a_client_without_a_class_of_the_teacher_trains_alone(self) -> None:
+        one, alone = client(), client()
+        one.train_among(told([[1, 0]] * 3, classes=("c", "d")))
+        alone.train()
+        assert torch.equal(weights(one), weights(alone))
+
     def test_other_kinds_distil_and_then_train(self) -> None:
         several = TaskSpec("t", "multi-label", "tabular", ("a", "b"), (2,))
         labels = SoftLabels("multi-label", ("a", "b"), SAMPLES, np.array([[1, 0], [0, 1], [0.5, 0.5]], np.float32))
