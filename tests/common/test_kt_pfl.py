@@ -179,3 +179,28 @@ def test_what_is_refused() -> None:
     for wrong in ({"temperature": 0.0}, {"rate": 0.0}, {"penalty": -1.0}, {"distil_epochs": 0}):
         with pytest.raises(ConfigError):
             KTpFL(**wrong)
+
+
+@given(st.integers(0, 10_000), st.sampled_from(["categorical", "token-level", "multi-label"]))
+def test_a_step_keeps_rows_of_numbers_that_sum_to_what_they_did(seed: int, output: str) -> None:
+    """Whatever is told: zeros that a codec made, certainty, padding, classes and samples that some lack."""
+    rng = np.random.default_rng(seed)
+    opinions = []
+    for _ in range(3):
+        classes = tuple(name for name in SPACE if rng.random() < 0.7) or SPACE[:1]
+        samples = np.flatnonzero(rng.random(4) < 0.7) if rng.random() < 0.5 else np.arange(4)
+        samples = samples if len(samples) else np.arange(1)
+        values = rng.random((len(samples), *((2,) if output == "token-level" else ()), len(classes)))
+        values = np.where(rng.random(values.shape) < 0.3, 0, values)
+        if output != "multi-label":
+            total = values.sum(-1, keepdims=True)
+            values = np.where(total > 0, values / np.maximum(total, 1e-9), np.eye(len(classes))[0])
+        if output == "token-level":
+            values[rng.random(values.shape[:2]) < 0.3] = 0
+        opinions.append(SoftLabels(output, classes, samples, values.astype(np.float32)))
+    before = torch.from_numpy(rng.dirichlet(np.ones(4), 3)[:, :3])
+
+    after = improved(before, opinions, [5, 1, 9], space=SPACE, even=0.25, penalty=0.7, rate=0.5)
+
+    assert (after >= 0).all()
+    np.testing.assert_allclose(after.sum(1), before.sum(1), atol=1e-9)
