@@ -113,6 +113,12 @@ def test_two_scenarios_of_one_name_are_refused(scenario: str, tmp_path: Path, sm
             "fedavg",
             "clients know other classes of task 'wine', the method needs one label space",
         ),
+        (
+            {"teacher.kind": "model"},
+            "mhat",
+            "teacher 'model' with algorithm 'mhat': expected 'consensus', because the method trains the server's model "
+            'itself (set teacher.kind = "consensus", or choose a method without a teacher of its own, such as fedmd)',
+        ),
     ],
 )
 def test_not_applicable(tmp_path: Path, small: Small, changes: dict[str, Any], method: str, reason: str) -> None:

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import ClassVar, Protocol
 
-from fedstill.common.errors import UnsupportedError
+from fedstill.common.errors import ConfigError, UnsupportedError
 from fedstill.common.knowledge import Contribution, Form, Knowledge
 from fedstill.common.outputs import OUTPUTS
 from fedstill.common.sides import Client, Server
@@ -32,6 +32,10 @@ class Algorithm(Protocol):
         exchange: what a client sends: "soft-labels", "relations", "features", "prototypes", "parameters", "nothing",
             or "data" (all data in one place: no client is asked).
         homogeneous: it needs the same model on all clients.
+
+    A method may say more of itself in class variables: `teaches`, that its `merge` trains the server's model and
+    answers with what that model predicts; `one_round`, that a run of it has a single round; and those that the
+    functions below read.
     """
 
     name: ClassVar[str]
@@ -71,6 +75,38 @@ def parts(method: Algorithm) -> frozenset[str]:
     """
     told: frozenset[str] = getattr(method, "parts", frozenset())
     return told
+
+
+def teaches(method: Algorithm | type[Algorithm]) -> bool:
+    """Whether a method's `merge` trains the server's model and answers with what that model predicts."""
+    told: bool = getattr(method, "teaches", False)
+    return told
+
+
+def one_round(method: Algorithm | type[Algorithm]) -> bool:
+    """Whether a run of the method has a single round."""
+    told: bool = getattr(method, "one_round", False)
+    return told
+
+
+def check_plan(method: Algorithm | type[Algorithm], *, teacher: str, rounds: int) -> None:
+    """Refuse a teacher, or a number of rounds, that has no meaning beside a method.
+
+    Raises:
+        ConfigError: with the way out.
+    """
+    if teaches(method) and teacher != "consensus":
+        raise ConfigError(
+            f"teacher '{teacher}' with algorithm '{method.name}'",
+            "expected 'consensus', because the method trains the server's model itself",
+            'set teacher.kind = "consensus", or choose a method without a teacher of its own, such as fedmd',
+        )
+    if one_round(method) and rounds != 1:
+        raise ConfigError(
+            f"rounds.count={rounds} with algorithm '{method.name}'",
+            "expected 1, because clients speak once, with models trained to the end",
+            "set rounds.count = 1, and training.epochs to as many as the models need",
+        )
 
 
 def feature_width(method: Algorithm, widths: Collection[int]) -> int:

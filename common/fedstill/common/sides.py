@@ -289,6 +289,27 @@ class Server(Side):
     pooled: Callable[[], Examples] | None = None
 
 
+def taught(server: Server, consensus: SoftLabels, *, epochs: int) -> SoftLabels:
+    """What the server's model predicts on the round's samples after it has learnt from a consensus.
+
+    Args:
+        server: the server's side; its model is trained.
+        consensus: to learn from.
+        epochs: passes over its samples.
+
+    Returns:
+        Predictions of the consensus' form and temperature, over its classes: of others the model has heard nothing.
+    """
+    server.distil(consensus, epochs=epochs)
+    answer = server.soft_labels(temperature=consensus.temperature, form=consensus.form)
+    if answer.classes == consensus.classes:
+        return answer
+    columns = torch.from_numpy(positions(consensus.classes, answer.classes))
+    values = torch.from_numpy(answer.values)
+    told = server.spec.kind.restrict(values, columns)[0] if answer.form == "probabilities" else values[..., columns]
+    return SoftLabels(answer.output, consensus.classes, answer.samples, told.numpy(), answer.temperature, answer.form)
+
+
 def _batches(count: int, size: int, *, seed: int) -> Iterator[Tensor]:
     """Batches of rows for ever, in a new order each time round."""
     order = torch_rng(seed, "private")

@@ -25,7 +25,7 @@ from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
 from fedstill.common import records
-from fedstill.common.algorithm import asked, parts
+from fedstill.common.algorithm import asked, parts, teaches
 from fedstill.common.context import Remembered, remember, uses_context
 from fedstill.common.errors import QuorumError, Reason
 from fedstill.common.knowledge import Knowledge, Layout, SoftLabels
@@ -452,8 +452,9 @@ def _start(run: Run, sides: Mapping[str, Server]) -> dict[str, Knowledge | None]
 
 
 def _has_model(run: Run) -> bool:
-    exchange = run.scenario.algorithm.exchange
-    return exchange in ("parameters", "data") or (exchange == "soft-labels" and run.teacher.has_model)
+    method = run.scenario.algorithm
+    taught = method.exchange == "soft-labels" and run.teacher.has_model
+    return method.exchange in ("parameters", "data") or taught or teaches(method)
 
 
 def _knows(turn: Turn, told: Knowledge | None) -> bool:
