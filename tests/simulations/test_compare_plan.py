@@ -71,6 +71,14 @@ def test_only_the_floor_measures_alone_and_only_where_its_end_is_something_else(
     assert [cell.scenario.alone for cell in adaptive.cells] == [True, True]
 
 
+def test_a_method_of_one_round_gets_the_steps_of_all_rounds(scenario: str) -> None:
+    found = plan([scenario], ["fedmd", "one-shot"], [1], {"rounds.count": 5, "training.epochs": 3})
+
+    told = {cell.method: (cell.scenario.rounds.count, cell.scenario.training.epochs) for cell in found.cells}
+    assert told == {"fedmd": (5, 3), "one-shot": (1, 15), "local": (5, 3)}
+    assert found.unfit == ()
+
+
 def test_options_of_one_method(scenario: str) -> None:
     found = plan([scenario], ["fedmd", "dsfl"], [1], {"dsfl.temperature": 0.2, "fedmd.digest-epochs": 5})
 

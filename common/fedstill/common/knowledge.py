@@ -55,6 +55,8 @@ class SoftLabels:
         values: (N, …, C) float32.
         temperature: at which the probabilities were taken.
         form: "probabilities" (soft labels in the narrow sense) or "logits" (raw outputs).
+        score: how well the sender's model did on examples of its own that it was not trained on, from 0 to 1; 1 where
+            nobody asks. It is the sender's word.
     """
 
     kind: ClassVar[str] = "soft-labels"
@@ -65,6 +67,7 @@ class SoftLabels:
     values: NDArray[np.float32]
     temperature: float = 1.0
     form: Form = "probabilities"
+    score: float = 1.0
 
     def __post_init__(self) -> None:
         _check_classes(self.classes)
@@ -76,6 +79,8 @@ class SoftLabels:
             )
         if not (np.isfinite(self.temperature) and self.temperature > 0):
             raise KnowledgeError(f"temperature={self.temperature}", "expected > 0", reason=Reason.RANGE)
+        if not 0 <= self.score <= 1:
+            raise KnowledgeError(f"score={self.score}", "expected 0 to 1", reason=Reason.RANGE)
         if self.form not in get_args(Form):
             raise KnowledgeError(f"form '{self.form}'", f"expected {' or '.join(get_args(Form))}")
         if self.form == "probabilities":
@@ -85,12 +90,13 @@ class SoftLabels:
 
     def header(self) -> Header:
         """Everything but the arrays."""
-        return {
+        told: Header = {
             "output": self.output,
             "classes": list(self.classes),
             "temperature": float(self.temperature),
             "form": self.form,
         }
+        return told if self.score == 1 else told | {"score": float(self.score)}
 
     def arrays(self) -> Arrays:
         """The arrays by name."""
@@ -113,8 +119,9 @@ class SoftLabels:
             classes=tuple(classes),
             samples=samples,
             values=values,
-            temperature=_number(header.get("temperature")),
+            temperature=_number("temperature", header.get("temperature")),
             form="logits" if form == "logits" else "probabilities",
+            score=_number("score", header.get("score", 1.0)),
         )
 
 
@@ -443,7 +450,7 @@ def _samples_and_values(arrays: Arrays) -> tuple[NDArray[np.int64], NDArray[np.f
     return cast("NDArray[np.int64]", arrays["samples"]), cast("NDArray[np.float32]", arrays["values"])
 
 
-def _number(value: object) -> float:
+def _number(name: str, value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise KnowledgeError(f"temperature={value!r}", "expected a number")
+        raise KnowledgeError(f"{name}={value!r}", "expected a number")
     return float(value)
