@@ -15,7 +15,7 @@ from fedstill.common.messages import ROUND
 
 Play = Callable[..., Any]
 
-METHODS = ("mhat",)
+METHODS = ("mhat", "fml")
 """Each with its options in `plan`."""
 
 

@@ -22,7 +22,7 @@ from fedstill.common.knowledge import Features, Form, Parameters, Prototypes, Re
 from fedstill.common.labels import ordered, positions
 from fedstill.common.learning import Loss, Training, arranged, fit, predict
 from fedstill.common.losses import score_loss, soft_label_loss
-from fedstill.common.network import Embedded, FeatureReader, feature_network
+from fedstill.common.network import Embedded, FeatureReader, Pair, feature_network
 from fedstill.common.seeding import derive, torch_rng
 from fedstill.common.task import Examples, TaskSpec
 
@@ -210,6 +210,37 @@ class Client(Side):
             epochs=self.training.epochs + (self.training.warmup if self.round == 1 else 0),
             seed=seed,
             regulariser=agree and (lambda run, inputs: agree(lambda view: run(view)[:, width:], inputs)),
+        )
+
+    def train_beside(self, other: nn.Module, loss: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]) -> float:
+        """Train the student, as `train` does, and another model on the same batches.
+
+        Args:
+            other: a model of the same outputs; it is trained along.
+            loss: (the student's raw outputs (B, …, C), the other's, targets, inputs) → scalar, the task's own loss
+                included.
+
+        Returns:
+            Mean of the whole loss in the last epoch.
+        """
+        width, seed = len(self.spec.classes), derive(self.seed, "train")
+        inputs = self.spec.kind.forced(self.private.inputs, self.private.targets)
+        agree = agreement(self.spec, self.training, seed=seed)
+        return fit(
+            Pair(self.model, other),
+            inputs,
+            (self.private.targets, inputs),
+            lambda both, targets, batch: loss(both[..., :width], both[..., width:], targets, batch),
+            training=self.training,
+            epochs=self.training.epochs + (self.training.warmup if self.round == 1 else 0),
+            seed=seed,
+            regulariser=agree
+            and (
+                lambda run, batch: (
+                    agree(lambda view: run(view)[..., :width], batch)
+                    + agree(lambda view: run(view)[..., width:], batch)
+                )
+            ),
         )
 
     def train_features(

@@ -127,17 +127,15 @@ def check_tasks(roster: Roster, tasks: Mapping[str, ServerTask]) -> None:
 
 
 def check_models(roster: Roster, algorithm: Algorithm, tasks: Mapping[str, ServerTask]) -> None:
-    """Refuse a method that needs one architecture where clients have several, or know different classes.
+    """Refuse a method that averages weights where clients know different classes, or have models that it cannot have.
 
     Raises:
         UnsupportedError: naming the architectures, or a client that lacks classes.
     """
-    if not algorithm.homogeneous:
-        return
     for task, own in tasks.items():
         infos = roster.infos(task).values()
         partial = [info for info in infos if info.classes != own.spec.classes]
-        if partial:
+        if partial and algorithm.exchange == "parameters":
             raise UnsupportedError(
                 f"algorithm '{algorithm.name}' with {partial[0].name}, who knows {len(partial[0].classes)} of "
                 f"{len(own.spec.classes)} classes of task '{task}'",
@@ -145,7 +143,7 @@ def check_models(roster: Roster, algorithm: Algorithm, tasks: Mapping[str, Serve
                 f'set tasks.{task}.label-space = "shared", or choose a method that sends predictions, such as fedmd',
             )
         kinds = sorted({(info.model, info.parameters) for info in infos})
-        if len(kinds) > 1:
+        if len(kinds) > 1 and algorithm.homogeneous:
             listed = ", ".join(f"{model} ({parameters:,} parameters)" for model, parameters in kinds)
             raise UnsupportedError(
                 f"algorithm '{algorithm.name}' with models {listed} for task '{task}'",

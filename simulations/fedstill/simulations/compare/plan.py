@@ -118,13 +118,11 @@ def misfit(scenario: Scenario, method: type[Algorithm]) -> str:
         output = own.task.output
         if output not in method.outputs:
             return f"task '{name}' has output kind '{output}', the method is for {', '.join(sorted(method.outputs))}"
-        if not method.homogeneous:
-            continue
         clients = own.clients or range(scenario.clients.count)
         models = sorted({own.model(client) for client in clients})
-        if len(models) > 1:
+        if len(models) > 1 and method.homogeneous:
             return f"clients have several models ({', '.join(models)}), the method needs one"
-        if own.label_space == "own":
+        if own.label_space == "own" and method.exchange == "parameters":
             return f"clients know other classes of task '{name}', the method needs one label space"
     return ""
 
