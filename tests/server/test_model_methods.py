@@ -12,15 +12,25 @@ from flwr.clientapp import ClientApp
 
 from fedstill.common.errors import QuorumError
 from fedstill.common.messages import ROUND
+from fedstill.common.registry import ALGORITHMS
 
 Play = Callable[..., Any]
 
-METHODS = ("mhat", "fml")
-"""Each with its options in `plan`."""
+METHODS = ("mhat", "fml", "fedaux")
 
 
 def plan(name: str, **changes: Any) -> dict[str, Any]:
-    return {"algorithm": {"name": name}, "rounds.count": 3, "tasks.wine.teacher": "mlp-small", **changes}
+    return {
+        "algorithm": {"name": name},
+        "rounds.count": 3,
+        "tasks.wine.teacher": "mlp-small",
+        "tasks.wine.models": models(name),
+        **changes,
+    }
+
+
+def models(name: str) -> list[str]:
+    return ["mlp-small"] if ALGORITHMS.get(name).homogeneous else ["mlp-medium", "mlp-small"]
 
 
 def round_of(message: Message) -> int:
@@ -29,11 +39,10 @@ def round_of(message: Message) -> int:
 
 @pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize("codec", ["raw", "fp16"])
-def test_with_absent_clients_and_several_models(name: str, codec: str, play_small: Play) -> None:
+def test_with_absent_clients_and_missing_classes(name: str, codec: str, play_small: Play) -> None:
     changes: dict[str, Any] = {
         "clients.cohort": 0.5,
         "codec": codec,
-        "tasks.wine.models": ["mlp-small", "mlp-medium"],
         "tasks.wine.partition": {"kind": "pathological", "classes": 2, "minimum": 1},
     }
     played = play_small(plan(name, **changes))
@@ -44,7 +53,7 @@ def test_with_absent_clients_and_several_models(name: str, codec: str, play_smal
     curve = [record["tasks"]["wine"]["server"]["accuracy"] for record in played.records[1:4]]
     assert len(curve) == 3
     roster = played.folder.config()["roster"].values()
-    assert {client["wine"]["model"] for client in roster} == {"mlp-small", "mlp-medium"}
+    assert {client["wine"]["model"] for client in roster} == set(models(name))
 
 
 @pytest.mark.parametrize("name", METHODS)

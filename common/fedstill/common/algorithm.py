@@ -11,11 +11,11 @@ both halves together.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import ClassVar, Protocol
 
 from fedstill.common.errors import ConfigError, UnsupportedError
-from fedstill.common.knowledge import Contribution, Form, Knowledge
+from fedstill.common.knowledge import Contribution, Form, Knowledge, Layout
 from fedstill.common.outputs import OUTPUTS
 from fedstill.common.sides import Client, Server
 
@@ -35,7 +35,8 @@ class Algorithm(Protocol):
 
     A method may say more of itself in class variables: `teaches`, that its `merge` trains the server's model and
     answers with what that model predicts; `one_round`, that a run of it has a single round; and those that the
-    functions below read.
+    functions below read. A method that sends something beside weights says what in a method `beside(samples)`: names,
+    shapes and types for a round of so many proxy samples.
     """
 
     name: ClassVar[str]
@@ -74,6 +75,18 @@ def parts(method: Algorithm) -> frozenset[str]:
     Nothing for a method that exchanges something else.
     """
     told: frozenset[str] = getattr(method, "parts", frozenset())
+    return told
+
+
+def beside(method: Algorithm, samples: int) -> Layout:
+    """What a method's clients send beside weights in a round of so many proxy samples; nothing unless it says so."""
+    told: Callable[[int], Layout] | None = getattr(method, "beside", None)
+    return told(samples) if told is not None else {}
+
+
+def reads_features(method: Algorithm | type[Algorithm]) -> bool:
+    """Whether a method needs models whose features can be learnt, though it sends none: `reads_features`."""
+    told: bool = getattr(method, "reads_features", False)
     return told
 
 

@@ -9,7 +9,7 @@ values and a mapping of arrays, and back: that is all that the wire and the chec
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, Literal, cast, get_args
 
 import numpy as np
@@ -39,6 +39,8 @@ WIDEST_FEATURES = 4096
 
 MOST_RELATED = 4096
 """Proxy samples in one matrix of relations, whose size is their square: 64 MiB."""
+
+_BESIDE = "beside."
 
 MOST_BEHIND = 1e9
 """Examples behind one prototype."""
@@ -322,17 +324,19 @@ class Parameters:
     Attributes:
         model: name of the architecture.
         weights: name → array, as in torch's state_dict.
+        beside: what else a method sends with them, by name; `Algorithm` says how.
     """
 
     kind: ClassVar[str] = "parameters"
 
     model: str
     weights: Arrays
+    beside: Arrays = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.weights:
             raise KnowledgeError(f"no weights of '{self.model}'", "expected at least one array")
-        for name, array in self.weights.items():
+        for name, array in self.arrays().items():
             if array.dtype.kind not in "fiu":
                 raise KnowledgeError(
                     f"weight '{name}' of type {array.dtype}", "expected a number type", reason=Reason.TYPE
@@ -348,16 +352,20 @@ class Parameters:
                 )
 
     def layout(self) -> Layout:
-        """Shape and type of each array."""
-        return {name: (array.shape, str(array.dtype)) for name, array in self.weights.items()}
+        """Shape and type of each array of weights."""
+        return _layout(self.weights)
+
+    def beside_layout(self) -> Layout:
+        """Shape and type of each array beside the weights."""
+        return _layout(self.beside)
 
     def header(self) -> Header:
         """Everything but the arrays."""
         return {"model": self.model}
 
     def arrays(self) -> Arrays:
-        """The arrays by name."""
-        return self.weights
+        """The arrays by name; "beside." stands before the names of what is no weight."""
+        return {**self.weights, **{_BESIDE + name: array for name, array in self.beside.items()}}
 
     @classmethod
     def from_parts(cls, header: Header, arrays: Arrays) -> Parameters:
@@ -366,7 +374,9 @@ class Parameters:
         Raises:
             KnowledgeError: if a part is missing or malformed.
         """
-        return cls(model=str(header.get("model")), weights=dict(arrays))
+        beside = {name.removeprefix(_BESIDE): array for name, array in arrays.items() if name.startswith(_BESIDE)}
+        weights = {name: array for name, array in arrays.items() if not name.startswith(_BESIDE)}
+        return cls(model=str(header.get("model")), weights=weights, beside=beside)
 
 
 AboutSamples = SoftLabels | Relations | Features
@@ -411,6 +421,10 @@ class Contribution:
     client: str
     examples: int
     knowledge: Knowledge
+
+
+def _layout(arrays: Arrays) -> Layout:
+    return {name: (array.shape, str(array.dtype)) for name, array in arrays.items()}
 
 
 def _check_classes(classes: Classes) -> None:

@@ -176,6 +176,15 @@ class Client(Side):
         """Train the student on the private data for `training.epochs`; returns the last epoch's mean loss."""
         return self.train_on(self.private, loss)
 
+    def private_features(self) -> Tensor:
+        """The model's features of the private examples, float32 (N, D).
+
+        Raises:
+            UnsupportedError: if the model has none.
+        """
+        reader = FeatureReader(feature_network(self.model, self.model_name))
+        return predict(reader, self.private.inputs, training=self.training)
+
     def embedded(self) -> tuple[Tensor, Tensor]:
         """Embeddings (N, D) of the private examples, which the last layer reads, and raw outputs (N, C); float32.
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from flwr.app import Array, Message, RecordDict
@@ -50,6 +50,7 @@ class TaskGate:
         exchange: kind of knowledge that the method expects; "nothing" for none.
         proxy_digest: of the server's proxy set.
         layout: of the global model's weights, for a method that sends weights.
+        beside: of what it sends beside them.
         clients: who has the task.
         asked: form and temperature of soft labels; see `algorithm.asked`.
         features: width of the features in prototypes; 0 for none.
@@ -64,6 +65,7 @@ class TaskGate:
     asked: tuple[Form, float] = ("probabilities", 1.0)
     features: int = 0
     predictions: bool = False
+    beside: Layout = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +154,7 @@ class Gate:
         if isinstance(answer.knowledge, AboutSamples):
             _check_samples(answer.knowledge, samples)
         elif isinstance(answer.knowledge, Parameters):
-            _check_parameters(answer.knowledge, gate.layout)
+            _check_parameters(answer.knowledge, gate)
         elif isinstance(answer.knowledge, Prototypes):
             _check_prototypes(answer.knowledge, gate, gate.clients[self.client].classes)
             self._check_origin(answer.knowledge, answer.examples)
@@ -222,12 +224,16 @@ def _check_samples(knowledge: AboutSamples, samples: NDArray[np.int64]) -> None:
         )
 
 
-def _check_parameters(parameters: Parameters, layout: Layout) -> None:
+def _check_parameters(parameters: Parameters, gate: TaskGate) -> None:
     came = parameters.layout()
-    if came != layout:
-        differing = sorted(set(came.items()) ^ set(layout.items()))[:3]
+    if came != gate.layout:
+        differing = sorted(set(came.items()) ^ set(gate.layout.items()))[:3]
         raise KnowledgeError(
             f"weights {differing}", "expected names, shapes and types of the global model's", reason=Reason.SHAPE
+        )
+    if parameters.beside_layout() != gate.beside:
+        raise KnowledgeError(
+            f"{parameters.beside_layout()} beside the weights", f"expected {dict(gate.beside)}", reason=Reason.SHAPE
         )
 
 

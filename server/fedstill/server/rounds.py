@@ -25,7 +25,7 @@ from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
 from fedstill.common import records
-from fedstill.common.algorithm import asked, parts, teaches
+from fedstill.common.algorithm import asked, beside, parts, teaches
 from fedstill.common.context import Remembered, remember, uses_context
 from fedstill.common.errors import QuorumError, Reason
 from fedstill.common.knowledge import Knowledge, Layout, SoftLabels
@@ -405,6 +405,7 @@ def _gates(turn: Turn) -> dict[str, TaskGate]:
             asked=asked(method),
             features=task.features,
             predictions="predictions" in parts(method),
+            beside=beside(method, len(_samples(turn, name))) if exchange == "parameters" else {},
         )
     return gates
 
