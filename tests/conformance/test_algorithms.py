@@ -14,7 +14,7 @@ from torch import Tensor
 from fedstill.common import records
 from fedstill.common.algorithm import EVERY_OUTPUT, Algorithm, asked, one_round
 from fedstill.common.errors import ConfigError, KnowledgeError, Reason
-from fedstill.common.knowledge import KNOWLEDGE, Contribution, Knowledge, SoftLabels
+from fedstill.common.knowledge import KNOWLEDGE, Contribution, Knowledge, Personal, SoftLabels
 from fedstill.common.labels import Classes
 from fedstill.common.messages import Answer, Method, Order, TaskAnswer, TaskOrder
 from fedstill.common.models import build_model
@@ -41,12 +41,14 @@ class Played:
     """What came of driving a method by hand.
 
     Attributes:
-        told: what went back to the clients after each round.
+        told: what went back to the clients after each round; of personal knowledge the common part.
+        own: what went back to one client alone, after each round.
         answers: of the last round.
         models: everybody's weights in the end.
     """
 
     told: list[Knowledge | None]
+    own: list[Mapping[str, Knowledge]]
     answers: list[Contribution]
     models: dict[str, Mapping[str, Tensor]]
 
@@ -106,21 +108,24 @@ def drive(
         )
         for number in specs
     }
-    told = [method.start(server)]
+    told: list[Knowledge | None] = [method.start(server)]
+    own: list[Mapping[str, Knowledge]] = [{}]
     answers: list[Contribution] = []
     for step in range(1, rounds + 1):
         answers = []
         for number, side in sides.items():
             side.round, side.seed = step, derive(seed, "client", number, step)
-            if (received := told[-1]) is not None:
+            if (received := own[-1].get(side.name, told[-1])) is not None:
                 method.absorb(side, received)
             knowledge = method.local(side)
             if knowledge is not None and (step, number) not in dropped:
                 answers.append(Contribution(side.name, len(side.private), knowledge))
         server.round, server.seed = step, derive(seed, "server", step)
-        told.append(method.merge(server, answers))
+        merged = method.merge(server, answers)
+        told.append(merged.common if isinstance(merged, Personal) else merged)
+        own.append(dict(merged.own) if isinstance(merged, Personal) else {})
     weights: dict[str, Mapping[str, Tensor]] = {side.name: side.model.state_dict() for side in sides.values()}
-    return Played(told, answers, {**weights, "server": server.model.state_dict()})
+    return Played(told, own, answers, {**weights, "server": server.model.state_dict()})
 
 
 def _only(examples: Examples, space: Classes, known: Classes) -> Examples:
@@ -141,8 +146,13 @@ def same_knowledge(left: Knowledge | None, right: Knowledge | None) -> bool:
     )
 
 
+def same_own(left: Mapping[str, Knowledge], right: Mapping[str, Knowledge]) -> bool:
+    return left.keys() == right.keys() and all(same_knowledge(one, right[name]) for name, one in left.items())
+
+
 def same(left: Played, right: Played) -> bool:
-    return all(map(same_knowledge, left.told, right.told)) and all(
+    told = all(map(same_knowledge, left.told, right.told)) and all(map(same_own, left.own, right.own))
+    return told and all(
         torch.equal(value, right.models[who][name])
         for who, model in left.models.items()
         for name, value in model.items()
@@ -204,9 +214,9 @@ def test_kinds_of_knowledge_are_as_declared(name: str, output: str, synthetic: A
         assert played.told == [None, None, None]
         return
     assert {answer.knowledge.kind for answer in played.answers} == {method.exchange}
-    for told in played.told[1:]:
+    for told, own in zip(played.told[1:], played.own[1:], strict=True):
         assert told is not None
-        assert told.kind == method.exchange
+        assert {told.kind, *(one.kind for one in own.values())} == {method.exchange}
     for answer in played.answers:
         if isinstance(answer.knowledge, SoftLabels):
             assert (answer.knowledge.form, answer.knowledge.temperature) == asked(method())
@@ -248,7 +258,8 @@ def test_the_order_of_answers_counts_little(name: str, output: str, synthetic: A
             seed=3,
             round=2,
         )
-        return METHODS[name]().merge(server, contributions)
+        told = METHODS[name]().merge(server, contributions)
+        return told.common if isinstance(told, Personal) else told
 
     forward, backward = merged(answers), merged(answers[::-1])
 
@@ -310,7 +321,7 @@ def test_knowledge_survives_the_wire(name: str, output: str, codec: str, synthet
     played = drive(name, data)
     method = Method(name, {}, data.training, codec)
 
-    for knowledge in [played.told[-1], *(answer.knowledge for answer in played.answers)]:
+    for knowledge in [played.told[-1], *played.own[-1].values(), *(answer.knowledge for answer in played.answers)]:
         assert knowledge is not None
         task = TaskOrder(data.proxy.digest, np.arange(24), knowledge)
         order = Order("run", 1, 2, 1, 1, 0, method, {"synthetic": task})

@@ -15,7 +15,7 @@ from collections.abc import Callable, Collection, Sequence
 from typing import ClassVar, Protocol
 
 from fedstill.common.errors import ConfigError, UnsupportedError
-from fedstill.common.knowledge import Contribution, Form, Knowledge, Layout
+from fedstill.common.knowledge import Contribution, Form, Knowledge, Layout, Personal
 from fedstill.common.outputs import OUTPUTS
 from fedstill.common.sides import Client, Server
 
@@ -54,8 +54,8 @@ class Algorithm(Protocol):
     def local(self, client: Client) -> Knowledge | None:
         """Learn from the private data and answer; None for a method without exchange."""
 
-    def merge(self, server: Server, contributions: Sequence[Contribution]) -> Knowledge | None:
-        """Turn what was admitted, sorted by client, into the next round's knowledge."""
+    def merge(self, server: Server, contributions: Sequence[Contribution]) -> Knowledge | Personal | None:
+        """Turn what was admitted, sorted by client, into the next round's knowledge: one for all, or each its own."""
 
 
 def asked(method: Algorithm) -> tuple[Form, float]:

@@ -58,6 +58,31 @@ def mean_soft_labels(
     )
 
 
+def stacked(
+    opinions: Sequence[SoftLabels], *, space: Classes
+) -> tuple[NDArray[np.int64], Classes, NDArray[np.float32], NDArray[np.bool_]]:
+    """Opinions over the same samples and classes, for those who need more than their mean.
+
+    Args:
+        opinions: as for `mean_soft_labels`.
+        space: the task's label space; its order is the result's.
+
+    Returns:
+        All N samples that somebody has and all C classes; the values (K, N, …, C), 0 where an opinion has none; and
+        where it has one: (K, N, 1, …, C).
+
+    Raises:
+        KnowledgeError: if the opinions do not go together.
+    """
+    first = _same(opinions)
+    classes = ordered({name for opinion in opinions for name in opinion.classes}, space)
+    samples = np.unique(np.concatenate([opinion.samples for opinion in opinions]))
+    values = np.stack([_spread(opinion, samples, classes) for opinion in opinions])
+    there = [np.outer(np.isin(samples, one.samples), np.isin(classes, one.classes)) for one in opinions]
+    positions = (1,) * (first.values.ndim - 2)
+    return samples, classes, values, np.stack(there).reshape(len(opinions), len(samples), *positions, len(classes))
+
+
 def sharpened(labels: SoftLabels, temperature: float) -> SoftLabels:
     """Entropy reduction of an aggregate: softmax(q / T) of its probabilities (DS-FL, Itahara et al. 2021, eq. 8).
 

@@ -423,6 +423,19 @@ class Contribution:
     knowledge: Knowledge
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Personal:
+    """What goes back where it differs from client to client.
+
+    Attributes:
+        common: what is measured, and told to everybody without knowledge of their own; None for nothing.
+        own: by client, as contributions name them; of "client/task", another task's, nothing is used.
+    """
+
+    common: Knowledge | None
+    own: Mapping[str, Knowledge]
+
+
 def _layout(arrays: Arrays) -> Layout:
     return {name: (array.shape, str(array.dtype)) for name, array in arrays.items()}
 

@@ -42,11 +42,14 @@ def save(folder: Path, state: RunState) -> None:
 
     tensors: dict[str, Tensor] = {}
     tasks: dict[str, Any] = {}
+    personal: dict[str, Any] = {}
     remember: dict[str, Any] = {}
     for name, task in state.tasks.items():
         tensors |= {f"{name}/model/{key}": value for key, value in task.model.items()}
         tensors |= {f"{name}/memory/{key}": value for key, value in task.memory.items()}
-        tasks[name] = _write_knowledge(name, task.knowledge, tensors)
+        tasks[name] = _write_knowledge(f"{name}/knowledge", task.knowledge, tensors)
+        if task.personal:
+            personal[name] = _write_personal(name, task.personal, tensors)
         remembered = {f"own/{place}": own for place, own in enumerate(task.own.values())}
         if task.heard is not None:
             remembered["heard"] = task.heard
@@ -58,6 +61,7 @@ def save(folder: Path, state: RunState) -> None:
     manifest = {
         "step": state.step,
         "tasks": tasks,
+        "personal": personal,
         "remembered": remember,
         "versions": dict(state.versions),
         "record": dict(state.record),
@@ -105,7 +109,13 @@ def _load(folder: Path, step: int) -> RunState:
     return RunState(
         step=manifest["step"],
         tasks={
-            name: _read_task(name, table, manifest.get("remembered", {}).get(name, {}), tensors)
+            name: _read_task(
+                name,
+                table,
+                manifest.get("remembered", {}).get(name, {}),
+                manifest.get("personal", {}).get(name, {}),
+                tensors,
+            )
             for name, table in manifest["tasks"].items()
         },
         versions=manifest["versions"],
@@ -113,21 +123,38 @@ def _load(folder: Path, step: int) -> RunState:
     )
 
 
-def _write_knowledge(name: str, knowledge: Knowledge | None, tensors: dict[str, Tensor]) -> dict[str, Any]:
+def _write_knowledge(where: str, knowledge: Knowledge | None, tensors: dict[str, Tensor]) -> dict[str, Any]:
     if knowledge is None:
         return {}
     for key, array in knowledge.arrays().items():
-        tensors[f"{name}/knowledge/{key}"] = torch.from_numpy(array.copy())
+        tensors[f"{where}/{key}"] = torch.from_numpy(array.copy())
     return {"kind": knowledge.kind, "header": knowledge.header()}
 
 
+def _write_personal(name: str, personal: Mapping[str, Knowledge], tensors: dict[str, Tensor]) -> dict[str, Any]:
+    """Each piece once, and who is told which: the clients of a cluster are told one and the same."""
+    pieces = list({id(one): one for one in personal.values()}.values())
+    places = {id(one): place for place, one in enumerate(pieces)}
+    tables = [_write_knowledge(f"{name}/personal/{place}", one, tensors) for place, one in enumerate(pieces)]
+    return {"pieces": tables, "clients": {client: places[id(one)] for client, one in personal.items()}}
+
+
+def _read_knowledge(where: str, table: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Knowledge:
+    arrays = {key: value.numpy() for key, value in _under(tensors, f"{where}/").items()}
+    return knowledge_from_parts(table["kind"], table["header"], arrays)
+
+
 def _read_task(
-    name: str, table: Mapping[str, Any], remembered: Mapping[str, Any], tensors: Mapping[str, Tensor]
+    name: str,
+    table: Mapping[str, Any],
+    remembered: Mapping[str, Any],
+    personal: Mapping[str, Any],
+    tensors: Mapping[str, Tensor],
 ) -> TaskState:
-    knowledge = None
-    if table:
-        arrays = {key: value.numpy() for key, value in _under(tensors, f"{name}/knowledge/").items()}
-        knowledge = knowledge_from_parts(table["kind"], table["header"], arrays)
+    pieces = [
+        _read_knowledge(f"{name}/personal/{place}", one, tensors)
+        for place, one in enumerate(personal.get("pieces", ()))
+    ]
 
     def memory(key: str) -> Remembered:
         return Remembered.from_arrays(
@@ -135,11 +162,12 @@ def _read_task(
         )
 
     return TaskState(
-        knowledge,
+        _read_knowledge(f"{name}/knowledge", table, tensors) if table else None,
         _under(tensors, f"{name}/model/"),
         _under(tensors, f"{name}/memory/"),
         {client: memory(f"own/{place}") for place, client in enumerate(remembered.get("own", ()))},
         memory("heard") if remembered.get("heard") else None,
+        {client: pieces[place] for client, place in personal.get("clients", {}).items()},
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from fedstill.common.algorithm import Algorithm
-from fedstill.common.knowledge import KNOWLEDGE, LABEL_FREE, Contribution, Knowledge, SoftLabels
+from fedstill.common.knowledge import KNOWLEDGE, LABEL_FREE, Contribution, Knowledge, Personal, SoftLabels
 from fedstill.common.messages import Answer
 from fedstill.common.sides import Server
 from fedstill.server.holdings import ServerTask
@@ -14,16 +14,28 @@ from fedstill.server.teacher import Teacher
 
 def merge(
     method: Algorithm, tasks: Mapping[str, ServerTask], sides: Mapping[str, Server], answers: Mapping[str, Answer]
-) -> dict[str, Knowledge]:
-    """The consensus of each task that somebody spoke about."""
-    consensus: dict[str, Knowledge] = {}
+) -> dict[str, Personal]:
+    """What each task that somebody spoke about has in common, and what is meant for one client alone.
+
+    Every task is merged for its own clients: what is meant for another task's is left out here.
+    """
+    found: dict[str, Personal] = {}
     for name, side in sides.items():
         contributions = contributions_to(name, method, tasks, answers)
         if contributions or method.exchange not in KNOWLEDGE:
             merged = method.merge(side, contributions)
-            if merged is not None:
-                consensus[name] = merged
-    return consensus
+            if isinstance(merged, Personal):
+                here = {client.name for client in side.clients}
+                own = {client: knowledge for client, knowledge in merged.own.items() if client in here}
+                found[name] = Personal(merged.common, own)
+            elif merged is not None:
+                found[name] = Personal(merged, {})
+    return found
+
+
+def consensus_of(merged: Mapping[str, Personal]) -> dict[str, Knowledge]:
+    """The common part of each task that has one."""
+    return {name: one.common for name, one in merged.items() if one.common is not None}
 
 
 def teach(teacher: Teacher, sides: Mapping[str, Server], consensus: Mapping[str, Knowledge]) -> dict[str, Knowledge]:

@@ -18,13 +18,13 @@ def write_questions(
 ) -> tuple[dict[str, RecordDict], dict[str, Order], dict[str, int]]:
     """The content for each client, the order as the client hears it, and its bytes.
 
-    Clients with the same tasks, who heard the same before, share all records but one.
+    Clients with the same tasks, who are told the same and heard the same before, share all records but one.
     """
     shared: dict[Hashable, tuple[RecordDict, Order]] = {}
     sizes: dict[Hashable, int] = {}
     questions, heard, down = {}, {}, {}
     for name, order in orders.items():
-        group = tuple((task, part.heard is not None) for task, part in order.tasks.items())
+        group = tuple((task, id(part.knowledge), part.heard is not None) for task, part in order.tasks.items())
         if group not in shared:
             content = records.write_order(order)
             shared[group] = content, as_heard(order, content)

@@ -196,14 +196,17 @@ def _advance(turn: Turn) -> RunState:
     begun = run.clock()
     collected, abandoned = _ask_clients(turn)
     sides = {name: _server_side(turn, name) for name in run.tasks}
+    # A task that nobody spoke about keeps what it had.
     told = {name: task.knowledge for name, task in state.tasks.items()}
+    personal = {name: task.personal for name, task in state.tasks.items()}
     consensus: Mapping[str, Knowledge] = {}
     if turn.kind == "alone":
         told = _start(run, sides)
     elif turn.kind == "round":
-        consensus = merging.merge(run.scenario.algorithm, run.tasks, sides, collected.answers)
-        # A task that nobody spoke about keeps what it had.
-        told |= merging.teach(run.teacher, sides, consensus)
+        merged = merging.merge(run.scenario.algorithm, run.tasks, sides, collected.answers)
+        consensus = merging.consensus_of(merged)
+        told |= dict.fromkeys(merged) | merging.teach(run.teacher, sides, consensus)
+        personal |= {name: one.own for name, one in merged.items()}
     measures: dict[str, Metrics] = {}
     tasks = {}
     for name, side in sides.items():
@@ -213,7 +216,7 @@ def _advance(turn: Turn) -> RunState:
         )
         weights = {key: value.clone() for key, value in side.model.state_dict().items()}
         own, heard = _remembered(turn, name, collected)
-        tasks[name] = TaskState(knowledge, weights, dict(side.memory), own, heard)
+        tasks[name] = TaskState(knowledge, weights, dict(side.memory), own, heard, personal.get(name, {}))
     saved = {} if turn.kind == "alone" else dict.fromkeys(collected.answers, turn.step)
     record = StepRecord(
         kind=turn.kind,
@@ -238,7 +241,8 @@ def _remembered(turn: Turn, task: str, collected: Collected) -> tuple[dict[str, 
         told = remember(answer.tasks[task].knowledge) if task in answer.tasks else None
         if told is not None:
             own[client] = told
-    return own, remember(collected.heard.get(task))
+    # Who was told something of their own is told the next without a word of it: the server remembers one for all.
+    return own, None if turn.state.tasks[task].personal else remember(collected.heard.get(task))
 
 
 def _ask_clients(turn: Turn) -> tuple[Collected, list[Collected]]:
@@ -366,7 +370,7 @@ def _order(turn: Turn, client: str, attempt: int) -> Order:
         if turn.kind != "alone":
             state = turn.state.tasks[name]
             heard = state.heard if up_to_date else None
-            task = replace(task, knowledge=state.knowledge, own=state.own.get(client), heard=heard)
+            task = replace(task, knowledge=state.told(client), own=state.own.get(client), heard=heard)
         tasks[name] = task
     method = Method(scenario.algorithm.name, options(scenario.algorithm), scenario.training, scenario.codec)
     return Order(

@@ -21,7 +21,8 @@ class TaskState:
         model: weights of the server's model.
         memory: what method and teacher keep.
         own: what each client told last, as far as a codec with a context makes use of it.
-        heard: what the clients of the last step were told, likewise.
+        heard: what the clients of the last step were told, likewise; None where each was told something else.
+        personal: by client, what is told in place of `knowledge`.
     """
 
     knowledge: Knowledge | None
@@ -29,6 +30,11 @@ class TaskState:
     memory: Mapping[str, Tensor]
     own: Mapping[str, Remembered] = field(default_factory=dict)
     heard: Remembered | None = None
+    personal: Mapping[str, Knowledge] = field(default_factory=dict)
+
+    def told(self, client: str) -> Knowledge | None:
+        """What a client is told next."""
+        return self.personal.get(client, self.knowledge)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
