@@ -108,8 +108,9 @@ def drive(
         )
         for number in specs
     }
-    told: list[Knowledge | None] = [method.start(server)]
-    own: list[Mapping[str, Knowledge]] = [{}]
+    first = method.start(server)
+    told: list[Knowledge | None] = [first.common if isinstance(first, Personal) else first]
+    own: list[Mapping[str, Knowledge]] = [dict(first.own) if isinstance(first, Personal) else {}]
     answers: list[Contribution] = []
     for step in range(1, rounds + 1):
         answers = []

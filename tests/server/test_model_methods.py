@@ -16,7 +16,7 @@ from fedstill.common.registry import ALGORITHMS
 
 Play = Callable[..., Any]
 
-METHODS = ("mhat", "fml", "fedaux")
+METHODS = ("mhat", "fml", "fedaux", "fedet")
 
 
 def plan(name: str, **changes: Any) -> dict[str, Any]:
@@ -30,7 +30,10 @@ def plan(name: str, **changes: Any) -> dict[str, Any]:
 
 
 def models(name: str) -> list[str]:
-    return ["mlp-small"] if ALGORITHMS.get(name).homogeneous else ["mlp-medium", "mlp-small"]
+    if ALGORITHMS.get(name).homogeneous:
+        return ["mlp-small"]
+    # Last layers of one width, or any models at all.
+    return ["autoencoder-small", "mlp-small"] if name == "fedet" else ["mlp-medium", "mlp-small"]
 
 
 def round_of(message: Message) -> int:

@@ -17,7 +17,8 @@ from typing import ClassVar, Protocol
 from fedstill.common.errors import ConfigError, UnsupportedError
 from fedstill.common.knowledge import Contribution, Form, Knowledge, Layout, Personal
 from fedstill.common.outputs import OUTPUTS
-from fedstill.common.sides import Client, Server
+from fedstill.common.sides import Client, ClientInfo, Server
+from fedstill.common.task import TaskSpec
 
 EVERY_OUTPUT = frozenset(OUTPUTS.names())
 
@@ -36,7 +37,8 @@ class Algorithm(Protocol):
     A method may say more of itself in class variables: `teaches`, that its `merge` trains the server's model and
     answers with what that model predicts; `one_round`, that a run of it has a single round; and those that the
     functions below read. A method that sends something beside weights says what in a method `beside(samples)`: names,
-    shapes and types for a round of so many proxy samples.
+    shapes and types for a round of so many proxy samples. One that cannot do with all models says so in a method
+    `check_clients(spec, model, clients)`, which raises UnsupportedError before the run: see `check_clients` below.
     """
 
     name: ClassVar[str]
@@ -45,7 +47,7 @@ class Algorithm(Protocol):
     exchange: ClassVar[str]
     homogeneous: ClassVar[bool]
 
-    def start(self, server: Server) -> Knowledge | None:
+    def start(self, server: Server) -> Knowledge | Personal | None:
         """Knowledge for the first round, before any client has spoken; None if there is none."""
 
     def absorb(self, client: Client, received: Knowledge) -> None:
@@ -88,6 +90,29 @@ def reads_features(method: Algorithm | type[Algorithm]) -> bool:
     """Whether a method needs models whose features can be learnt, though it sends none: `reads_features`."""
     told: bool = getattr(method, "reads_features", False)
     return told
+
+
+def own_weights(method: Algorithm | type[Algorithm]) -> bool:
+    """Whether clients send weights of models of their own kind, which the server rebuilds by name: `own_weights`."""
+    told: bool = getattr(method, "own_weights", False)
+    return told
+
+
+def check_clients(method: Algorithm, spec: TaskSpec, model: str, clients: Collection[ClientInfo]) -> None:
+    """Let a method refuse the clients' and the server's models before the run.
+
+    Args:
+        method: the method.
+        spec: the task.
+        model: name of the server's model.
+        clients: who has the task.
+
+    Raises:
+        UnsupportedError: if the method says so.
+    """
+    refuse: Callable[[TaskSpec, str, Collection[ClientInfo]], None] | None = getattr(method, "check_clients", None)
+    if refuse is not None:
+        refuse(spec, model, clients)
 
 
 def teaches(method: Algorithm | type[Algorithm]) -> bool:
