@@ -44,7 +44,7 @@ def gate(exchange: str = "soft-labels", **others: Any) -> Gate:
     info = ClientInfo("client-0", "mlp-small", 100, 60, OWN)
     spec = TaskSpec("pets", "categorical", "image", SPACE, (1, 8, 8))
     layout = Parameters("m", WEIGHTS).layout()
-    tasks = {"pets": TaskGate(spec, exchange, "digest", layout, {"client-0": info}, **others)}
+    tasks = {"pets": TaskGate(spec, exchange, "digest", layout, {"client-0": info}, **{"model": "m"} | others)}
     return Gate("client-0", ORDER, tasks, largest=100_000)
 
 
@@ -101,6 +101,7 @@ def test_a_part_of_the_classes_and_samples_is_enough() -> None:
 
 def test_parameters_and_nothing() -> None:
     assert isinstance(gate("parameters").admit(message(content(Parameters("m", WEIGHTS)))), Answer)
+    assert reason(content(Parameters("n", WEIGHTS)), gate("parameters")) is Reason.KIND
     assert isinstance(gate("nothing").admit(message(content(None))), Answer)
 
 

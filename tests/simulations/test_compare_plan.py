@@ -71,6 +71,14 @@ def test_only_the_floor_measures_alone_and_only_where_its_end_is_something_else(
     assert [cell.scenario.alone for cell in adaptive.cells] == [True, True]
 
 
+def test_a_method_of_one_round_gets_the_steps_of_all_rounds(scenario: str) -> None:
+    found = plan([scenario], ["fedmd", "one-shot"], [1], {"rounds.count": 5, "training.epochs": 3})
+
+    told = {cell.method: (cell.scenario.rounds.count, cell.scenario.training.epochs) for cell in found.cells}
+    assert told == {"fedmd": (5, 3), "one-shot": (1, 15), "local": (5, 3)}
+    assert found.unfit == ()
+
+
 def test_options_of_one_method(scenario: str) -> None:
     found = plan([scenario], ["fedmd", "dsfl"], [1], {"dsfl.temperature": 0.2, "fedmd.digest-epochs": 5})
 
@@ -112,6 +120,12 @@ def test_two_scenarios_of_one_name_are_refused(scenario: str, tmp_path: Path, sm
             {"tasks.wine.models": ["mlp-small"], "tasks.wine.label-space": "own"},
             "fedavg",
             "clients know other classes of task 'wine', the method needs one label space",
+        ),
+        (
+            {"teacher.kind": "model"},
+            "mhat",
+            "teacher 'model' with algorithm 'mhat': expected 'consensus', because the method trains the server's model "
+            'itself (set teacher.kind = "consensus", or choose a method without a teacher of its own, such as fedmd)',
         ),
     ],
 )

@@ -11,13 +11,14 @@ both halves together.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import ClassVar, Protocol
 
-from fedstill.common.errors import UnsupportedError
-from fedstill.common.knowledge import Contribution, Form, Knowledge, Personal
+from fedstill.common.errors import ConfigError, UnsupportedError
+from fedstill.common.knowledge import Contribution, Form, Knowledge, Layout, Personal
 from fedstill.common.outputs import OUTPUTS
-from fedstill.common.sides import Client, Server
+from fedstill.common.sides import Client, ClientInfo, Server
+from fedstill.common.task import TaskSpec
 
 EVERY_OUTPUT = frozenset(OUTPUTS.names())
 
@@ -32,6 +33,12 @@ class Algorithm(Protocol):
         exchange: what a client sends: "soft-labels", "relations", "features", "prototypes", "embeddings", "parameters",
             "nothing", or "data" (all data in one place: no client is asked).
         homogeneous: it needs the same model on all clients.
+
+    A method may say more of itself in class variables: `teaches`, that its `merge` trains the server's model and
+    answers with what that model predicts; `one_round`, that a run of it has a single round; and those that the
+    functions below read. A method that sends something beside weights says what in a method `beside(samples)`: names,
+    shapes and types for a round of so many proxy samples. One that cannot do with all models says so in a method
+    `check_clients(spec, model, clients)`, which raises UnsupportedError before the run: see `check_clients` below.
     """
 
     name: ClassVar[str]
@@ -40,7 +47,7 @@ class Algorithm(Protocol):
     exchange: ClassVar[str]
     homogeneous: ClassVar[bool]
 
-    def start(self, server: Server) -> Knowledge | None:
+    def start(self, server: Server) -> Knowledge | Personal | None:
         """Knowledge for the first round, before any client has spoken; None if there is none."""
 
     def absorb(self, client: Client, received: Knowledge) -> None:
@@ -80,6 +87,73 @@ def weighs(method: Algorithm) -> frozenset[str]:
     """
     told: frozenset[str] = getattr(method, "weighs", frozenset())
     return told
+
+
+def beside(method: Algorithm, samples: int) -> Layout:
+    """What a method's clients send beside weights in a round of so many proxy samples; nothing unless it says so."""
+    told: Callable[[int], Layout] | None = getattr(method, "beside", None)
+    return told(samples) if told is not None else {}
+
+
+def reads_features(method: Algorithm | type[Algorithm]) -> bool:
+    """Whether a method needs models whose features can be learnt, though it sends none: `reads_features`."""
+    told: bool = getattr(method, "reads_features", False)
+    return told
+
+
+def own_weights(method: Algorithm | type[Algorithm]) -> bool:
+    """Whether clients send weights of models of their own kind, which the server rebuilds by name: `own_weights`."""
+    told: bool = getattr(method, "own_weights", False)
+    return told
+
+
+def check_clients(method: Algorithm, spec: TaskSpec, model: str, clients: Collection[ClientInfo]) -> None:
+    """Let a method refuse the clients' and the server's models before the run.
+
+    Args:
+        method: the method.
+        spec: the task.
+        model: name of the server's model.
+        clients: who has the task.
+
+    Raises:
+        UnsupportedError: if the method says so.
+    """
+    refuse: Callable[[TaskSpec, str, Collection[ClientInfo]], None] | None = getattr(method, "check_clients", None)
+    if refuse is not None:
+        refuse(spec, model, clients)
+
+
+def teaches(method: Algorithm | type[Algorithm]) -> bool:
+    """Whether a method's `merge` trains the server's model and answers with what that model predicts."""
+    told: bool = getattr(method, "teaches", False)
+    return told
+
+
+def one_round(method: Algorithm | type[Algorithm]) -> bool:
+    """Whether a run of the method has a single round."""
+    told: bool = getattr(method, "one_round", False)
+    return told
+
+
+def check_plan(method: Algorithm | type[Algorithm], *, teacher: str, rounds: int) -> None:
+    """Refuse a teacher, or a number of rounds, that has no meaning beside a method.
+
+    Raises:
+        ConfigError: with the way out.
+    """
+    if teaches(method) and teacher != "consensus":
+        raise ConfigError(
+            f"teacher '{teacher}' with algorithm '{method.name}'",
+            "expected 'consensus', because the method trains the server's model itself",
+            'set teacher.kind = "consensus", or choose a method without a teacher of its own, such as fedmd',
+        )
+    if one_round(method) and rounds != 1:
+        raise ConfigError(
+            f"rounds.count={rounds} with algorithm '{method.name}'",
+            "expected 1, because clients speak once, with models trained to the end",
+            "set rounds.count = 1, and training.epochs to as many as the models need",
+        )
 
 
 def feature_width(method: Algorithm, widths: Collection[int]) -> int:

@@ -51,9 +51,9 @@ def agreement(spec: TaskSpec, training: Training, *, seed: int) -> Regulariser |
     """
     if not training.consistency:
         return None
-    view = _VIEWS[spec.modality]
-    if spec.modality == "image":
-        view = partial(image_view, mirror=training.mirror)
+    view = view_of(spec.modality, training)
+    if view is None:
+        return None
     chance = torch_rng(seed, "views")
 
     def loss(run: Run, inputs: Tensor) -> Tensor:
@@ -62,6 +62,11 @@ def agreement(spec: TaskSpec, training: Training, *, seed: int) -> Regulariser |
         )
 
     return loss
+
+
+def view_of(modality: str, training: Training) -> View | None:
+    """The random views of a modality, mirrored as the training says; None if it has none."""
+    return partial(image_view, mirror=training.mirror) if modality == "image" else _VIEWS.get(modality)
 
 
 def check_views(task: str, *, output: str, modality: str) -> None:

@@ -10,7 +10,7 @@ checkpoints know of it.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, Literal, cast, get_args
 
 import numpy as np
@@ -43,6 +43,8 @@ WIDEST_FEATURES = 4096
 MOST_RELATED = 4096
 """Proxy samples in one matrix of relations, whose size is their square: 64 MiB."""
 
+_BESIDE = "beside."
+
 MOST_BEHIND = 1e9
 """Examples behind one prototype."""
 
@@ -58,6 +60,8 @@ class SoftLabels:
         values: (N, …, C) float32.
         temperature: at which the probabilities were taken.
         form: "probabilities" (soft labels in the narrow sense) or "logits" (raw outputs).
+        score: how well the sender's model did on examples of its own that it was not trained on, from 0 to 1; 1 where
+            nobody asks. It is the sender's word.
     """
 
     kind: ClassVar[str] = "soft-labels"
@@ -68,6 +72,7 @@ class SoftLabels:
     values: NDArray[np.float32]
     temperature: float = 1.0
     form: Form = "probabilities"
+    score: float = 1.0
 
     def __post_init__(self) -> None:
         check_classes(self.classes)
@@ -79,6 +84,8 @@ class SoftLabels:
             )
         if not (np.isfinite(self.temperature) and self.temperature > 0):
             raise KnowledgeError(f"temperature={self.temperature}", "expected > 0", reason=Reason.RANGE)
+        if not 0 <= self.score <= 1:
+            raise KnowledgeError(f"score={self.score}", "expected 0 to 1", reason=Reason.RANGE)
         if self.form not in get_args(Form):
             raise KnowledgeError(f"form '{self.form}'", f"expected {' or '.join(get_args(Form))}")
         if self.form == "probabilities":
@@ -88,12 +95,13 @@ class SoftLabels:
 
     def header(self) -> Header:
         """Everything but the arrays."""
-        return {
+        told: Header = {
             "output": self.output,
             "classes": list(self.classes),
             "temperature": float(self.temperature),
             "form": self.form,
         }
+        return told if self.score == 1 else told | {"score": float(self.score)}
 
     def arrays(self) -> Arrays:
         """The arrays by name."""
@@ -116,8 +124,9 @@ class SoftLabels:
             classes=tuple(classes),
             samples=samples,
             values=values,
-            temperature=_number(header.get("temperature")),
+            temperature=_number("temperature", header.get("temperature")),
             form="logits" if form == "logits" else "probabilities",
+            score=_number("score", header.get("score", 1.0)),
         )
 
 
@@ -318,17 +327,19 @@ class Parameters:
     Attributes:
         model: name of the architecture.
         weights: name → array, as in torch's state_dict.
+        beside: what else a method sends with them, by name; `Algorithm` says how.
     """
 
     kind: ClassVar[str] = "parameters"
 
     model: str
     weights: Arrays
+    beside: Arrays = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.weights:
             raise KnowledgeError(f"no weights of '{self.model}'", "expected at least one array")
-        for name, array in self.weights.items():
+        for name, array in self.arrays().items():
             if array.dtype.kind not in "fiu":
                 raise KnowledgeError(
                     f"weight '{name}' of type {array.dtype}", "expected a number type", reason=Reason.TYPE
@@ -344,16 +355,20 @@ class Parameters:
                 )
 
     def layout(self) -> Layout:
-        """Shape and type of each array."""
-        return {name: (array.shape, str(array.dtype)) for name, array in self.weights.items()}
+        """Shape and type of each array of weights."""
+        return _layout(self.weights)
+
+    def beside_layout(self) -> Layout:
+        """Shape and type of each array beside the weights."""
+        return _layout(self.beside)
 
     def header(self) -> Header:
         """Everything but the arrays."""
         return {"model": self.model}
 
     def arrays(self) -> Arrays:
-        """The arrays by name."""
-        return self.weights
+        """The arrays by name; "beside." stands before the names of what is no weight."""
+        return {**self.weights, **{_BESIDE + name: array for name, array in self.beside.items()}}
 
     @classmethod
     def from_parts(cls, header: Header, arrays: Arrays) -> Parameters:
@@ -362,7 +377,9 @@ class Parameters:
         Raises:
             KnowledgeError: if a part is missing or malformed.
         """
-        return cls(model=str(header.get("model")), weights=dict(arrays))
+        beside = {name.removeprefix(_BESIDE): array for name, array in arrays.items() if name.startswith(_BESIDE)}
+        weights = {name: array for name, array in arrays.items() if not name.startswith(_BESIDE)}
+        return cls(model=str(header.get("model")), weights=weights, beside=beside)
 
 
 AboutSamples = SoftLabels | Relations | Features
@@ -425,6 +442,10 @@ class Personal:
     own: Mapping[str, Knowledge]
 
 
+def _layout(arrays: Arrays) -> Layout:
+    return {name: (array.shape, str(array.dtype)) for name, array in arrays.items()}
+
+
 def _samples_and_values(arrays: Arrays) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     for name in ("samples", "values"):
         if name not in arrays:
@@ -433,7 +454,7 @@ def _samples_and_values(arrays: Arrays) -> tuple[NDArray[np.int64], NDArray[np.f
     return cast("NDArray[np.int64]", arrays["samples"]), cast("NDArray[np.float32]", arrays["values"])
 
 
-def _number(value: object) -> float:
+def _number(name: str, value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise KnowledgeError(f"temperature={value!r}", "expected a number")
+        raise KnowledgeError(f"{name}={value!r}", "expected a number")
     return float(value)

@@ -87,6 +87,23 @@ class Embedded(nn.Module):
         return torch.cat([read[-1], outputs], dim=-1)
 
 
+class Pair(nn.Module):
+    """Two models that answer the same inputs, for the loop that trains: raw outputs side by side, (N, …, 2 C).
+
+    Attributes:
+        first, second: of the same outputs (N, …, C).
+    """
+
+    def __init__(self, first: nn.Module, second: nn.Module) -> None:
+        super().__init__()
+        self.first = first
+        self.second = second
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Both models' raw outputs."""
+        return torch.cat([self.first(inputs), self.second(inputs)], dim=-1)
+
+
 def last_layer(model: nn.Module, name: str) -> nn.Linear:
     """The linear layer that gives a network's answer.
 

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from fedstill.common import check
-from fedstill.common.algorithm import Algorithm, asked
+from fedstill.common.algorithm import Algorithm, asked, check_plan
 from fedstill.common.augment import check_views
 from fedstill.common.errors import ConfigError, nearest
 from fedstill.common.learning import Training
@@ -226,6 +226,7 @@ class Scenario:
                     raise ConfigError(f"tasks.{name}.clients holds {client}", f"expected 0 to {self.clients.count - 1}")
             if len(set(plan.clients)) != len(plan.clients):
                 raise ConfigError(f"tasks.{name}.clients = {list(plan.clients)}", "expected every client once")
+        check_plan(self.algorithm, teacher=self.teacher.name, rounds=self.rounds.count)
         _check_shared(self.tasks)
         _check_adaptive(self)
         _check_codec(self)

@@ -23,7 +23,7 @@ from fedstill.common.knowledge import Features, Form, Parameters, Prototypes, Re
 from fedstill.common.labels import ordered, positions
 from fedstill.common.learning import Loss, Training, arranged, fit, predict
 from fedstill.common.losses import score_loss, soft_label_loss
-from fedstill.common.network import Embedded, FeatureReader, feature_network
+from fedstill.common.network import Embedded, FeatureReader, Pair, feature_network
 from fedstill.common.seeding import derive, torch_rng
 from fedstill.common.task import Examples, TaskSpec
 
@@ -212,6 +212,15 @@ class Client(Side):
         inputs = torch.cat([private, public])
         return self.fit(inputs, (torch.arange(len(inputs)),), loss, epochs=self._epochs, purpose="train")
 
+    def private_features(self) -> Tensor:
+        """The model's features of the private examples, float32 (N, D).
+
+        Raises:
+            UnsupportedError: if the model has none.
+        """
+        reader = FeatureReader(feature_network(self.model, self.model_name))
+        return predict(reader, self.private.inputs, training=self.training)
+
     def embedded(self) -> tuple[Tensor, Tensor]:
         """Embeddings (N, D) of the private examples, which the last layer reads, and raw outputs (N, C); float32.
 
@@ -271,6 +280,37 @@ class Client(Side):
             return self.spec.kind.loss(logits, labels) + weight * apart
 
         return self.train(both)
+
+    def train_pair(self, other: nn.Module, loss: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]) -> float:
+        """Train the student, as `train` does, and another model on the same batches.
+
+        Args:
+            other: a model of the same outputs; it is trained along.
+            loss: (the student's raw outputs (B, …, C), the other's, targets, inputs) → scalar, the task's own loss
+                included.
+
+        Returns:
+            Mean of the whole loss in the last epoch.
+        """
+        width, seed = len(self.spec.classes), derive(self.seed, "train")
+        inputs = self.spec.kind.forced(self.private.inputs, self.private.targets)
+        agree = agreement(self.spec, self.training, seed=seed)
+        return fit(
+            Pair(self.model, other),
+            inputs,
+            (self.private.targets, inputs),
+            lambda both, targets, batch: loss(both[..., :width], both[..., width:], targets, batch),
+            training=self.training,
+            epochs=self._epochs,
+            seed=seed,
+            regulariser=agree
+            and (
+                lambda run, batch: (
+                    agree(lambda view: run(view)[..., :width], batch)
+                    + agree(lambda view: run(view)[..., width:], batch)
+                )
+            ),
+        )
 
     def train_features(
         self,
@@ -350,6 +390,27 @@ class Server(Side):
 def _typed(model: nn.Module, inputs: Tensor) -> Tensor:
     """Inputs in the type of a model's weights, which may be bf16 for the time being; token ids stay as they are."""
     return inputs.to(next(model.parameters()).dtype) if inputs.is_floating_point() else inputs
+
+
+def taught(server: Server, consensus: SoftLabels, *, epochs: int) -> SoftLabels:
+    """What the server's model predicts on the round's samples after it has learnt from a consensus.
+
+    Args:
+        server: the server's side; its model is trained.
+        consensus: to learn from.
+        epochs: passes over its samples.
+
+    Returns:
+        Predictions of the consensus' form and temperature, over its classes: of others the model has heard nothing.
+    """
+    server.distil(consensus, epochs=epochs)
+    answer = server.soft_labels(temperature=consensus.temperature, form=consensus.form)
+    if answer.classes == consensus.classes:
+        return answer
+    columns = torch.from_numpy(positions(consensus.classes, answer.classes))
+    values = torch.from_numpy(answer.values)
+    told = server.spec.kind.restrict(values, columns)[0] if answer.form == "probabilities" else values[..., columns]
+    return SoftLabels(answer.output, consensus.classes, answer.samples, told.numpy(), answer.temperature, answer.form)
 
 
 def _batches(count: int, size: int, *, seed: int) -> Iterator[Tensor]:

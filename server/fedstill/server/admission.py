@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from flwr.app import Array, Message, RecordDict
@@ -51,6 +51,9 @@ class TaskGate:
         exchange: kind of knowledge that the method expects; "nothing" for none.
         proxy_digest: of the server's proxy set.
         layout: of the global model's weights, for a method that sends weights.
+        beside: of what it sends beside them.
+        model: name of the global model; "" for a method that sends no weights.
+        models: layouts of the clients' own models by name, for a method that sends those; else empty.
         clients: who has the task.
         asked: form and temperature of soft labels; see `algorithm.asked`.
         features: width of the features in prototypes or embeddings; 0 for none.
@@ -65,6 +68,9 @@ class TaskGate:
     asked: tuple[Form, float] = ("probabilities", 1.0)
     features: int = 0
     predictions: bool = False
+    beside: Layout = field(default_factory=dict)
+    model: str = ""
+    models: Mapping[str, Layout] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +159,7 @@ class Gate:
         if isinstance(answer.knowledge, AboutSamples):
             _check_samples(answer.knowledge, samples)
         elif isinstance(answer.knowledge, Parameters):
-            _check_parameters(answer.knowledge, gate.layout)
+            _check_parameters(answer.knowledge, gate, gate.clients[self.client].model)
         elif isinstance(answer.knowledge, Prototypes):
             _check_prototypes(answer.knowledge, gate, gate.clients[self.client].classes)
             self._check_origin(answer.knowledge, int(answer.knowledge.counts.sum()), answer.examples)
@@ -237,12 +243,19 @@ def _check_samples(knowledge: AboutSamples, samples: NDArray[np.int64]) -> None:
         )
 
 
-def _check_parameters(parameters: Parameters, layout: Layout) -> None:
+def _check_parameters(parameters: Parameters, gate: TaskGate, own: str) -> None:
+    model, layout = (own, gate.models[own]) if gate.models else (gate.model, gate.layout)
     came = parameters.layout()
     if came != layout:
         differing = sorted(set(came.items()) ^ set(layout.items()))[:3]
         raise KnowledgeError(
-            f"weights {differing}", "expected names, shapes and types of the global model's", reason=Reason.SHAPE
+            f"weights {differing}", f"expected names, shapes and types of '{model}'", reason=Reason.SHAPE
+        )
+    if parameters.model != model:
+        raise KnowledgeError(f"weights of '{parameters.model}'", f"expected '{model}'", reason=Reason.KIND)
+    if parameters.beside_layout() != gate.beside:
+        raise KnowledgeError(
+            f"{parameters.beside_layout()} beside the weights", f"expected {dict(gate.beside)}", reason=Reason.SHAPE
         )
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from fedstill.common.algorithm import feature_width, parts
+from fedstill.common.algorithm import feature_width, parts, reads_features
 from fedstill.common.data.federation import federate
 from fedstill.common.data.proxy import ProxySet
 from fedstill.common.knowledge import LABEL_FREE
@@ -55,7 +55,7 @@ def simulated(scenario: Scenario, data_dir: Path | None) -> Mapping[str, ServerT
     """
     federation = federate(scenario, data_dir)
     averaged = "features" in parts(scenario.algorithm)
-    features = averaged or scenario.algorithm.exchange in LABEL_FREE
+    features = averaged or scenario.algorithm.exchange in LABEL_FREE or reads_features(scenario.algorithm)
     for name, share in federation.tasks.items():
         # Every client would find out for itself, one by one.
         for model in dict.fromkeys(scenario.tasks[name].models):

@@ -23,14 +23,18 @@ def merge(
     for name, side in sides.items():
         contributions = contributions_to(name, method, tasks, answers)
         if contributions or method.exchange not in KNOWLEDGE:
-            merged = method.merge(side, contributions)
-            if isinstance(merged, Personal):
-                here = {client.name for client in side.clients}
-                own = {client: knowledge for client, knowledge in merged.own.items() if client in here}
-                found[name] = Personal(merged.common, own)
-            elif merged is not None:
-                found[name] = Personal(merged, {})
+            merged = apart(side, method.merge(side, contributions))
+            if merged is not None:
+                found[name] = merged
     return found
+
+
+def apart(side: Server, told: Knowledge | Personal | None) -> Personal | None:
+    """What a method tells of a task, with its common part and what is meant for one of the task's own clients."""
+    if not isinstance(told, Personal):
+        return None if told is None else Personal(told, {})
+    here = {client.name for client in side.clients}
+    return Personal(told.common, {client: knowledge for client, knowledge in told.own.items() if client in here})
 
 
 def consensus_of(merged: Mapping[str, Personal]) -> dict[str, Knowledge]:

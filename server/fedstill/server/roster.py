@@ -7,16 +7,17 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from flwr.serverapp import Grid
 
 from fedstill.common import records
-from fedstill.common.algorithm import Algorithm
+from fedstill.common.algorithm import Algorithm, check_clients, own_weights
 from fedstill.common.errors import FedstillError, QuorumError, UnsupportedError
 from fedstill.common.messages import DESCRIBE, Description, TaskDescription
+from fedstill.common.models import model_names
 from fedstill.common.sides import ClientInfo
 from fedstill.server.admission import LONGEST_DETAIL, last_line
 from fedstill.server.exchange import ask
@@ -127,17 +128,15 @@ def check_tasks(roster: Roster, tasks: Mapping[str, ServerTask]) -> None:
 
 
 def check_models(roster: Roster, algorithm: Algorithm, tasks: Mapping[str, ServerTask]) -> None:
-    """Refuse a method that needs one architecture where clients have several, or know different classes.
+    """Refuse a method that averages weights where clients know different classes, or have models that it cannot have.
 
     Raises:
         UnsupportedError: naming the architectures, or a client that lacks classes.
     """
-    if not algorithm.homogeneous:
-        return
     for task, own in tasks.items():
         infos = roster.infos(task).values()
         partial = [info for info in infos if info.classes != own.spec.classes]
-        if partial:
+        if partial and algorithm.exchange == "parameters":
             raise UnsupportedError(
                 f"algorithm '{algorithm.name}' with {partial[0].name}, who knows {len(partial[0].classes)} of "
                 f"{len(own.spec.classes)} classes of task '{task}'",
@@ -145,12 +144,27 @@ def check_models(roster: Roster, algorithm: Algorithm, tasks: Mapping[str, Serve
                 f'set tasks.{task}.label-space = "shared", or choose a method that sends predictions, such as fedmd',
             )
         kinds = sorted({(info.model, info.parameters) for info in infos})
-        if len(kinds) > 1:
+        if len(kinds) > 1 and algorithm.homogeneous:
             listed = ", ".join(f"{model} ({parameters:,} parameters)" for model, parameters in kinds)
             raise UnsupportedError(
                 f"algorithm '{algorithm.name}' with models {listed} for task '{task}'",
                 "expected one architecture on all clients, because it sends weights",
                 f"set tasks.{task}.models to one model, or choose a method that sends predictions, such as fedmd",
+            )
+        if own_weights(algorithm):
+            _check_names(task, own, infos)
+        check_clients(algorithm, own.spec, own.model, infos)
+
+
+def _check_names(task: str, own: ServerTask, infos: Collection[ClientInfo]) -> None:
+    """Refuse models that the server could not build, or only from a folder that a client has named."""
+    known = model_names(own.spec.modality, own.spec.output)
+    for info in infos:
+        if info.model not in known:
+            raise UnsupportedError(
+                f"model '{info.model}' of {info.name} for task '{task}'",
+                "expected one that the server can build by its name, because it is sent weights of it",
+                f"such as {', '.join(known)}",
             )
 
 

@@ -19,20 +19,17 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 
 import numpy as np
-import torch
 from flwr.app import RecordDict
 from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
 from fedstill.common import records
-from fedstill.common.algorithm import asked, parts
+from fedstill.common.algorithm import teaches
 from fedstill.common.context import Remembered, remember, uses_context
 from fedstill.common.errors import QuorumError, Reason
-from fedstill.common.knowledge import Knowledge, Layout, SoftLabels
-from fedstill.common.labels import positions
+from fedstill.common.knowledge import Knowledge, Personal
 from fedstill.common.learning import one_thread
 from fedstill.common.messages import ALONE, FINISH, ROUND, Answer, Method, Metrics, Order, TaskOrder
-from fedstill.common.metrics import class_accuracy
 from fedstill.common.models import build_model
 from fedstill.common.scenario import Scenario, options
 from fedstill.common.seeding import derive, numpy_rng
@@ -42,7 +39,9 @@ from fedstill.server import roster as rosters
 from fedstill.server.admission import Gate, Rejection, TaskGate
 from fedstill.server.exchange import Clock, Reply, ask
 from fedstill.server.folder import RunFolder
+from fedstill.server.gates import task_gate
 from fedstill.server.holdings import ServerTask
+from fedstill.server.measuring import client_measures, measure
 from fedstill.server.questions import Asked, replies, write_questions
 from fedstill.server.record import Attempt, StepRecord, Traffic
 from fedstill.server.roster import Roster
@@ -201,7 +200,9 @@ def _advance(turn: Turn) -> RunState:
     personal = {name: task.personal for name, task in state.tasks.items()}
     consensus: Mapping[str, Knowledge] = {}
     if turn.kind == "alone":
-        told = _start(run, sides)
+        first = _start(run, sides)
+        told = {name: one.common for name, one in first.items()}
+        personal = {name: one.own for name, one in first.items()}
     elif turn.kind == "round":
         merged = merging.merge(run.scenario.algorithm, run.tasks, sides, collected.answers)
         consensus = merging.consensus_of(merged)
@@ -211,7 +212,7 @@ def _advance(turn: Turn) -> RunState:
     tasks = {}
     for name, side in sides.items():
         knowledge = told.get(name)
-        measures[name] = _measure(
+        measures[name] = measure(
             run.tasks[name], side, consensus.get(name), with_model=_has_model(run) and _knows(turn, knowledge)
         )
         weights = {key: value.clone() for key, value in side.model.state_dict().items()}
@@ -226,7 +227,7 @@ def _advance(turn: Turn) -> RunState:
         traffic=_total([one.traffic for one in (*abandoned, collected)]),
         seconds=run.clock() - begun,
         server=measures,
-        clients=_client_measures(collected.answers),
+        clients=client_measures(collected.answers),
         restarted=collected.restarted,
     )
     return RunState(step=turn.step, tasks=tasks, versions={**state.versions, **saved}, record=record.table())
@@ -393,24 +394,18 @@ def _samples(turn: Turn, task: str) -> NDArray[np.int64]:
 
 def _gates(turn: Turn) -> dict[str, TaskGate]:
     run, method = turn.run, turn.run.scenario.algorithm
-    exchange = method.exchange if turn.kind == "round" else "nothing"
-    gates = {}
-    for name, task in run.tasks.items():
-        layout: Layout = {}
-        if exchange == "parameters":
-            model = turn.state.tasks[name].model
-            layout = {key: (tuple(value.shape), str(value.numpy().dtype)) for key, value in model.items()}
-        gates[name] = TaskGate(
-            task.spec,
-            exchange,
-            task.proxy.digest,
-            layout,
+    return {
+        name: task_gate(
+            task,
+            method,
             turn.roster.infos(name),
-            asked=asked(method),
-            features=task.features,
-            predictions="predictions" in parts(method),
+            exchange=method.exchange if turn.kind == "round" else "nothing",
+            model=_model_name(turn, name),
+            weights=turn.state.tasks[name].model if turn.kind == "round" else {},
+            samples=len(_samples(turn, name)),
         )
-    return gates
+        for name, task in run.tasks.items()
+    }
 
 
 def _total(parts: Sequence[Traffic]) -> Traffic:
@@ -424,9 +419,7 @@ def _total(parts: Sequence[Traffic]) -> Traffic:
 
 def _server_side(turn: Turn, name: str) -> Server:
     own, scenario, infos = turn.run.tasks[name], turn.run.scenario, turn.roster.infos(name)
-    # A method that sends weights averages into the clients' architecture; `check_models` has seen that they have one.
-    same = scenario.algorithm.homogeneous and bool(infos)
-    model_name = next(iter(infos.values())).model if same else own.model
+    model_name = _model_name(turn, name)
     model = build_model(model_name, own.spec, seed=derive(scenario.seed, "server", name))
     before = turn.state.tasks.get(name)
     if before is not None:
@@ -448,47 +441,29 @@ def _server_side(turn: Turn, name: str) -> Server:
     )
 
 
-def _start(run: Run, sides: Mapping[str, Server]) -> dict[str, Knowledge | None]:
+def _model_name(turn: Turn, name: str) -> str:
+    """Architecture of the server's model of a task."""
+    infos = turn.roster.infos(name)
+    # A method that sends weights averages into the clients' architecture; `check_models` has seen that they have one.
+    same = turn.run.scenario.algorithm.homogeneous and bool(infos)
+    return next(iter(infos.values())).model if same else turn.run.tasks[name].model
+
+
+def _start(run: Run, sides: Mapping[str, Server]) -> dict[str, Personal]:
+    """What is told before any client has spoken: by the method, or else by the teacher."""
     method = run.scenario.algorithm
-    told: dict[str, Knowledge | None] = {name: method.start(side) for name, side in sides.items()}
+    told = {name: merging.apart(side, method.start(side)) for name, side in sides.items()}
     silent = {name: side for name, side in sides.items() if told[name] is None}
-    return told | dict(run.teacher.start(silent)) if silent and method.exchange == "soft-labels" else told
+    known = dict(run.teacher.start(silent)) if silent and method.exchange == "soft-labels" else {}
+    return {name: one or Personal(known.get(name), {}) for name, one in told.items()}
 
 
 def _has_model(run: Run) -> bool:
-    exchange = run.scenario.algorithm.exchange
-    return exchange in ("parameters", "data") or (exchange == "soft-labels" and run.teacher.has_model)
+    method = run.scenario.algorithm
+    taught = method.exchange == "soft-labels" and run.teacher.has_model
+    return method.exchange in ("parameters", "data") or taught or teaches(method)
 
 
 def _knows(turn: Turn, told: Knowledge | None) -> bool:
     """A model that has seen nothing is not worth a measurement: before the rounds, one that has something to tell."""
     return turn.kind != "alone" or told is not None
-
-
-def _measure(own: ServerTask, side: Server, consensus: Knowledge | None, *, with_model: bool) -> Metrics:
-    """Measures of the server's model on the test samples, and of the consensus on the proxy samples."""
-    found: Metrics = {}
-    if with_model and own.test is not None and len(own.test):
-        logits = side.predict(own.test.inputs)
-        found |= own.task.measure(logits, own.test.targets, own.spec.classes)
-        if own.spec.output == "categorical" and logits.dim() == 2:
-            found["class-accuracy"] = class_accuracy(logits, own.test.targets, len(own.spec.classes))
-    if isinstance(consensus, SoftLabels) and own.proxy_targets is not None:
-        shape = (*consensus.values.shape[:-1], len(own.spec.classes))
-        scores = torch.full(shape, float(consensus.values.min()) - 1.0)
-        scores[..., torch.from_numpy(positions(consensus.classes, own.spec.classes))] = torch.from_numpy(
-            consensus.values
-        )
-        targets = own.proxy_targets[torch.from_numpy(consensus.samples)]
-        measured = own.task.measure(scores, targets, own.spec.classes)
-        found |= {f"consensus.{key}": value for key, value in measured.items()}
-    return found
-
-
-def _client_measures(answers: Mapping[str, Answer]) -> dict[str, dict[str, Metrics]]:
-    found: dict[str, dict[str, Metrics]] = {}
-    for client, answer in answers.items():
-        for task, part in answer.tasks.items():
-            if part.metrics:
-                found.setdefault(task, {})[client] = part.metrics
-    return found

@@ -16,8 +16,7 @@ from fedstill.common.errors import ConfigError, nearest
 from fedstill.common.knowledge import SoftLabels
 from fedstill.common.models import build_model, check_model, model_names
 from fedstill.common.seeding import derive
-from fedstill.common.sides import Server
-from fedstill.server.teacher.model import taught
+from fedstill.common.sides import Server, taught
 
 _KEY = "assistant."
 

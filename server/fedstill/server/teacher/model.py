@@ -1,8 +1,8 @@
 """A torch model on the server is distilled from the consensus, and its soft labels go back to the clients.
 
-The model remembers over rounds and smooths over samples, which a consensus of one round cannot. The idea is MHAT's
-auxiliary model (Hu et al. 2021, https://arxiv.org/abs/2112.06423) and CFD's dual distillation (Sattler et al. 2021,
-https://arxiv.org/abs/2012.00632, section III-A).
+The model remembers over rounds and smooths over samples, which a consensus of one round cannot. The idea is that of
+CFD's dual distillation (Sattler et al. 2021, https://arxiv.org/abs/2012.00632, section III-A), and of the auxiliary
+model in the method `mhat`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import ClassVar
 
 from fedstill.common import check
 from fedstill.common.knowledge import SoftLabels
-from fedstill.common.sides import Server
+from fedstill.common.sides import Server, taught
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,9 +40,3 @@ class Model:
     def learn(self, servers: Mapping[str, Server], consensus: Mapping[str, SoftLabels]) -> Mapping[str, SoftLabels]:
         """Distil each task's consensus into its model, then answer on the round's samples at the same temperature."""
         return {name: taught(servers[name], labels, epochs=self.epochs) for name, labels in consensus.items()}
-
-
-def taught(server: Server, consensus: SoftLabels, *, epochs: int) -> SoftLabels:
-    """What the server's model answers after it has learnt from the consensus."""
-    server.distil(consensus, epochs=epochs)
-    return server.soft_labels(temperature=consensus.temperature, form=consensus.form)

@@ -14,8 +14,7 @@ from fedstill.common import check
 from fedstill.common.errors import ConfigError, DataError, UnsupportedError
 from fedstill.common.files import write_atomically
 from fedstill.common.knowledge import Form, SoftLabels
-from fedstill.common.sides import Server
-from fedstill.server.teacher.model import taught
+from fedstill.common.sides import Server, taught
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedstill.common.algorithm import Algorithm
+from fedstill.common.algorithm import Algorithm, check_plan, one_round
 from fedstill.common.errors import ConfigError
 from fedstill.common.registry import ALGORITHMS
 from fedstill.common.scenario import Scenario, parse
@@ -110,23 +110,29 @@ def plan(names: Sequence[str], methods: Sequence[str], seeds: Sequence[int], cha
 
 def misfit(scenario: Scenario, method: type[Algorithm]) -> str:
     """Why a method has no meaning for a scenario; "" if it has."""
+    try:
+        check_plan(method, teacher=scenario.teacher.name, rounds=1)
+    except ConfigError as error:
+        return str(error)
     for name, own in scenario.tasks.items():
         output = own.task.output
         if output not in method.outputs:
             return f"task '{name}' has output kind '{output}', the method is for {', '.join(sorted(method.outputs))}"
-        if not method.homogeneous:
-            continue
         clients = own.clients or range(scenario.clients.count)
         models = sorted({own.model(client) for client in clients})
-        if len(models) > 1:
+        if len(models) > 1 and method.homogeneous:
             return f"clients have several models ({', '.join(models)}), the method needs one"
-        if own.label_space == "own":
+        if own.label_space == "own" and method.exchange == "parameters":
             return f"clients know other classes of task '{name}', the method needs one label space"
     return ""
 
 
 def _scenario(table: Mapping[str, Any], method: str, seed: int, own: Mapping[str, Any]) -> Scenario:
     options = {f"algorithm.{key}": value for key, value in own.items()}
+    if one_round(ALGORITHMS.get(method)):
+        # As many steps on private data as the other methods have in all their rounds.
+        whole = parse(table)
+        options |= {"rounds.count": 1, "training.epochs": whole.training.epochs * whole.rounds.count}
     changed = override(table, {"algorithm.name": method, "seed": seed, **options})
     one = parse(changed)
     # The floor's run measures everybody alone for all methods. With full cohorts its end is just that already.
