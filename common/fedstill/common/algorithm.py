@@ -11,8 +11,11 @@ both halves together.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import ClassVar, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
 
 from fedstill.common.errors import UnsupportedError
 from fedstill.common.knowledge import Contribution, Form, Knowledge
@@ -70,6 +73,25 @@ def parts(method: Algorithm) -> frozenset[str]:
     Nothing for a method that exchanges something else.
     """
     told: frozenset[str] = getattr(method, "parts", frozenset())
+    return told
+
+
+def due(method: Algorithm) -> Callable[[Server], NDArray[np.int64]] | None:
+    """How a method chooses the proxy samples (ids, at least one) that clients are asked about in a round.
+
+    None for one that asks about all that the round is about (`server.samples`). A method that asks about fewer has a
+    function `due(server)`; it must not change what the server remembers.
+    """
+    choose: Callable[[Server], NDArray[np.int64]] | None = getattr(method, "due", None)
+    return choose
+
+
+def recalls(method: Algorithm) -> bool:
+    """Whether clients keep what they are told, as a method's class variable `recalls` says.
+
+    Rows that a client has been told already then do not travel again; its `absorb` sees all of them.
+    """
+    told: bool = getattr(method, "recalls", False)
     return told
 
 

@@ -46,6 +46,7 @@ def save(folder: Path, state: RunState) -> None:
     for name, task in state.tasks.items():
         tensors |= {f"{name}/model/{key}": value for key, value in task.model.items()}
         tensors |= {f"{name}/memory/{key}": value for key, value in task.memory.items()}
+        tensors |= {f"{name}/told/{key}": value for key, value in task.told.items()}
         tasks[name] = _write_knowledge(name, task.knowledge, tensors)
         remembered = {f"own/{place}": own for place, own in enumerate(task.own.values())}
         if task.heard is not None:
@@ -140,6 +141,7 @@ def _read_task(
         _under(tensors, f"{name}/memory/"),
         {client: memory(f"own/{place}") for place, client in enumerate(remembered.get("own", ()))},
         memory("heard") if remembered.get("heard") else None,
+        _under(tensors, f"{name}/told/"),
     )
 
 

@@ -22,6 +22,7 @@ class TaskState:
         memory: what method and teacher keep.
         own: what each client told last, as far as a codec with a context makes use of it.
         heard: what the clients of the last step were told, likewise.
+        told: who remembers which labels, for a method whose clients keep what they are told; see `telling`.
     """
 
     knowledge: Knowledge | None
@@ -29,6 +30,7 @@ class TaskState:
     memory: Mapping[str, Tensor]
     own: Mapping[str, Remembered] = field(default_factory=dict)
     heard: Remembered | None = None
+    told: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
