@@ -228,7 +228,9 @@ def test_a_dropped_answer_counts_nothing(name: str, output: str, synthetic: Any)
 
     assert [answer.client for answer in dropped.answers] == ["client-0", "client-2"]
     assert same_knowledge(whole.told[1], dropped.told[1])
-    assert not same_knowledge(whole.told[2], dropped.told[2])
+    # Labels of one bit can be the same from everybody: then one answer less is none less.
+    agreed = all(same_knowledge(answer.knowledge, whole.answers[0].knowledge) for answer in whole.answers)
+    assert same_knowledge(whole.told[2], dropped.told[2]) == agreed
 
 
 @pytest.mark.parametrize(("name", "output"), EXCHANGING)
