@@ -41,7 +41,7 @@ def test_the_ratio_is_larger_where_the_data_is() -> None:
     assert abs(float(found[2])) < 0.05 * float(found[0])
 
 
-def merged(opinions: list[SoftLabels], **options: float) -> SoftLabels:
+def merged(opinions: list[SoftLabels], **options: Any) -> SoftLabels:
     server: Any = SimpleNamespace(spec=SimpleNamespace(classes=("a", "b")))
     return SelectiveFD(**options).merge(server, [Contribution(str(i), 1, one) for i, one in enumerate(opinions)])
 

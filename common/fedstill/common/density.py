@@ -30,8 +30,9 @@ def density_ratio(own: Tensor, reference: Tensor, points: Tensor, *, width: floa
     n, m = len(reference), len(own)
     among = _kernel(reference, reference, width)
     across = _kernel(reference, own, width).sum(1)
-    alpha = -torch.linalg.solve(among / n + weight * torch.eye(n, dtype=among.dtype), across) / (n * m * weight)
-    return _kernel(points, reference, width) @ alpha + _kernel(points, own, width).mean(1) / weight
+    alpha: Tensor = -torch.linalg.solve(among / n + weight * torch.eye(n, dtype=among.dtype), across) / (n * m * weight)
+    ratio: Tensor = _kernel(points, reference, width) @ alpha + _kernel(points, own, width).mean(1) / weight
+    return ratio
 
 
 def _kernel(one: Tensor, other: Tensor, width: float) -> Tensor:
