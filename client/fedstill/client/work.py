@@ -13,9 +13,10 @@ from fedstill.client.guard import Guard
 from fedstill.client.holdings import Holding, Holdings
 from fedstill.client.store import Store
 from fedstill.common import __version__
-from fedstill.common.algorithm import Algorithm, weighs
+from fedstill.common.algorithm import Algorithm, recalls, weighs
+from fedstill.common.cache import LabelCache, updated
 from fedstill.common.context import Memories, Remembered, remember, remember_through, uses_context
-from fedstill.common.knowledge import Knowledge
+from fedstill.common.knowledge import Knowledge, SoftLabels
 from fedstill.common.learning import predict
 from fedstill.common.messages import Answer, Description, Metrics, Order, TaskAnswer, TaskDescription
 from fedstill.common.metrics import class_accuracy
@@ -27,7 +28,7 @@ from fedstill.common.sides import Client, Memory
 
 _MEMORY = "memory."
 _MODEL = "model."
-_OWN, _HEARD = "own.", "heard."
+_OWN, _HEARD, _TOLD = "own.", "heard.", "told."
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +105,8 @@ class Worker:
                 adaptive[name] = adaptive[name].heard(order.round, self._score(name, side))
                 metrics["trained.teacher-weight"] = adaptive[name].weight
             answers[name] = replace(self._answer(name, side, metrics=metrics), knowledge=knowledge)
-        self._save(order, sides, adaptive, told={name: answer.knowledge for name, answer in answers.items()})
+        told = {name: answer.knowledge for name, answer in answers.items()}
+        self._save(order, sides, adaptive, told, saved if recalls(method) and found == order.version else {})
         return self._reply(order, found, answers)
 
     def finish(self, order: Order) -> Answer:
@@ -196,8 +198,9 @@ class Worker:
         sides: Mapping[str, Client],
         adaptive: Mapping[str, Adaptive],
         told: Mapping[str, Knowledge | None] = {},
+        saved: Mapping[str, Tensor] = {},
     ) -> None:
-        tensors: dict[str, Tensor] = {}
+        tensors = _kept(order, saved) if recalls(self._method(order)) else {}
         for name, knowledge in told.items():
             if uses_context(order.method.codec):
                 tensors |= _memory_tensors(f"{name}.{_OWN}", remember_through(knowledge, order.method.codec))
@@ -234,8 +237,20 @@ def recall(store: Store, version: int, task: str) -> Memories:
     found, saved = store.load(version)
     if found != version:
         return Memories()
-    own, heard = (_under(saved, f"{task}.{part}") for part in (_OWN, _HEARD))
-    return Memories(_remembered(own), _remembered(heard))
+    own, heard, told = (_under(saved, f"{task}.{part}") for part in (_OWN, _HEARD, _TOLD))
+    return Memories(_remembered(own), _remembered(heard), LabelCache.from_tensors(told))
+
+
+def _kept(order: Order, saved: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """All labels that the client has been told, as it keeps them; `saved` is what it kept before."""
+    tensors: dict[str, Tensor] = {}
+    for name, task in order.tasks.items():
+        cache = LabelCache.from_tensors(_under(saved, f"{name}.{_TOLD}"))
+        if isinstance(task.knowledge, SoftLabels):
+            cache = updated(cache, task.knowledge, order.round)
+        if cache is not None:
+            tensors |= {f"{name}.{_TOLD}{key}": value for key, value in cache.tensors().items()}
+    return tensors
 
 
 def _remembered(tensors: Mapping[str, Tensor]) -> Remembered | None:

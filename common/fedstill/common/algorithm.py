@@ -14,6 +14,9 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from typing import ClassVar, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
 from fedstill.common.errors import ConfigError, UnsupportedError
 from fedstill.common.knowledge import Contribution, Form, Knowledge, Layout, Personal
 from fedstill.common.outputs import OUTPUTS
@@ -154,6 +157,25 @@ def check_plan(method: Algorithm | type[Algorithm], *, teacher: str, rounds: int
             "expected 1, because clients speak once, with models trained to the end",
             "set rounds.count = 1, and training.epochs to as many as the models need",
         )
+
+
+def due(method: Algorithm) -> Callable[[Server], NDArray[np.int64]] | None:
+    """How a method chooses the proxy samples (ids, at least one) that clients are asked about in a round.
+
+    None for one that asks about all that the round is about (`server.samples`). A method that asks about fewer has a
+    function `due(server)`; it must not change what the server remembers.
+    """
+    choose: Callable[[Server], NDArray[np.int64]] | None = getattr(method, "due", None)
+    return choose
+
+
+def recalls(method: Algorithm) -> bool:
+    """Whether clients keep what they are told, as a method's class variable `recalls` says.
+
+    Rows that a client has been told already then do not travel again; its `absorb` sees all of them.
+    """
+    told: bool = getattr(method, "recalls", False)
+    return told
 
 
 def feature_width(method: Algorithm, widths: Collection[int]) -> int:

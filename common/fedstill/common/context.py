@@ -16,6 +16,7 @@ from typing import cast
 import numpy as np
 from numpy.typing import NDArray
 
+from fedstill.common.cache import LabelCache
 from fedstill.common.codec import with_context
 from fedstill.common.knowledge import Knowledge, SoftLabels
 from fedstill.common.registry import CODECS
@@ -81,10 +82,12 @@ class Memories:
     Attributes:
         own: what it told last.
         heard: what it was told last.
+        told: all that it was told, for a method whose clients keep it.
     """
 
     own: Remembered | None = None
     heard: Remembered | None = None
+    told: LabelCache | None = None
 
 
 Recall = Callable[[str, int, str], Memories]

@@ -103,6 +103,22 @@ def sharpened(labels: SoftLabels, temperature: float) -> SoftLabels:
     return SoftLabels(labels.output, labels.classes, labels.samples, hard, 1.0, labels.form)
 
 
+def powered(labels: SoftLabels, exponent: float) -> SoftLabels:
+    """An aggregate raised to a power: q_c ∝ p_c^β (enhanced ERA, Azuma et al. 2025, eq. 5).
+
+    Args:
+        labels: probabilities.
+        exponent: β > 0; above 1 labels get harder, below 1 more even, and 1 changes nothing. Unlike softmax(p / T), it
+            does not depend on how many classes there are.
+
+    Raises:
+        KnowledgeError: if the labels are no probabilities.
+    """
+    _check_probabilities(labels, "raise to a power")
+    raised = output_kind(labels.output).power(torch.from_numpy(labels.values), exponent).numpy()
+    return SoftLabels(labels.output, labels.classes, labels.samples, raised, labels.temperature, labels.form)
+
+
 def hardened(labels: SoftLabels, temperature: float) -> SoftLabels:
     """An aggregate made harder while every class keeps its share of it: see `OutputKind.harden`.
 

@@ -9,14 +9,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fedstill.common.cache import take
 from fedstill.common.context import Remembered
-from fedstill.common.knowledge import Knowledge
+from fedstill.common.knowledge import Knowledge, SoftLabels
 from fedstill.common.learning import Training
 
 DESCRIBE = "query.describe"
 ALONE = "train.alone"
 ROUND = "train.round"
 FINISH = "train.finish"
+
+NO_SAMPLES: NDArray[np.int64] = np.zeros(0, dtype=np.int64)
 
 Metrics = dict[str, float | list[float]]
 """Measures by name; a list holds one number a class, NaN where there is none."""
@@ -49,6 +52,8 @@ class TaskOrder:
         knowledge: what the server tells, or None.
         own: what the client told last, as far as both sides remember it; only its digest travels.
         heard: what the client was told last, likewise.
+        recalled: ids of samples whose part of the knowledge the client remembers: it does not travel. See
+            `algorithm.recalls`.
     """
 
     proxy_digest: str
@@ -56,6 +61,14 @@ class TaskOrder:
     knowledge: Knowledge | None = None
     own: Remembered | None = None
     heard: Remembered | None = None
+    recalled: NDArray[np.int64] = field(default_factory=lambda: NO_SAMPLES)
+
+
+def unheard(task: TaskOrder) -> Knowledge | None:
+    """What travels of an order's knowledge: the rows that the client does not remember."""
+    if not isinstance(task.knowledge, SoftLabels) or not len(task.recalled):
+        return task.knowledge
+    return take(task.knowledge, np.flatnonzero(~np.isin(task.knowledge.samples, task.recalled)))
 
 
 @dataclass(frozen=True, slots=True, eq=False)

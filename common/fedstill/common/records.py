@@ -15,7 +15,6 @@ type and size have been compared with what is really there: nothing is allocated
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -28,6 +27,7 @@ from flwr.common.serde import recorddict_to_proto
 from numpy.typing import NDArray
 
 from fedstill.common import PROTOCOL, __version__
+from fedstill.common.cache import completed
 from fedstill.common.codec import Codec, with_context
 from fedstill.common.context import LARGEST as LARGEST_CONTEXT
 from fedstill.common.context import Memories, Recall, Remembered, known, remember
@@ -43,6 +43,7 @@ from fedstill.common.knowledge import (
 )
 from fedstill.common.learning import Training
 from fedstill.common.messages import (
+    NO_SAMPLES,
     Answer,
     Description,
     Method,
@@ -51,13 +52,16 @@ from fedstill.common.messages import (
     TaskAnswer,
     TaskDescription,
     TaskOrder,
+    unheard,
 )
+from fedstill.common.npy import read_array
 from fedstill.common.registry import CODECS
 
 _HEAD, _CLIENT, _TASK, _KNOWLEDGE, _METRICS = "fedstill", "client", "task.", "knowledge.", "metrics."
 _HEADER = "header."
 _OWN, _LOST = "own.", "lost"
 _SAMPLES = "samples"
+_RECALLED = "recalled"
 _SAME = "as-ordered"
 _FIRST = re.compile(r"first ([0-9]{1,9})")
 _LISTED = "listed"
@@ -107,7 +111,9 @@ def write_order(order: Order) -> RecordDict:
         head = ConfigRecord({"proxy-digest": task.proxy_digest})
         arrays: dict[str, NDArray[np.generic]] = {}
         _write_samples("order", task.samples, None, head, arrays)
-        _write_knowledge(task.knowledge, task.samples, codec, head, arrays, memories=(task.heard,))
+        if len(task.recalled):
+            _write_samples(_RECALLED, task.recalled, None, head, arrays)
+        _write_knowledge(unheard(task), task.samples, codec, head, arrays, memories=(task.heard,))
         content[_TASK + name] = head
         content[_KNOWLEDGE + name] = _array_record(arrays)
     return for_client(content, order)
@@ -139,11 +145,17 @@ def read_order(content: RecordDict, recall: Recall | None = None) -> Order:
     tasks = {}
     for name, task, arrays in _tasks(content):
         samples = _read_samples("order", None, task, arrays, most=LARGEST_PROXY_SET)
-        mine = recall(run, version, name) if recall is not None and with_context(codec) is not None else Memories()
+        again = f"{_SAMPLES}.{_RECALLED}" in task
+        remembers = recall is not None and (again or with_context(codec) is not None)
+        mine = recall(run, version, name) if recall is not None and remembers else Memories()
         knowledge = _read_knowledge(samples, codec, task, arrays, memories=(mine.heard,))
+        recalled = NO_SAMPLES
+        if again:
+            recalled = _read_samples(_RECALLED, None, task, arrays, most=LARGEST_PROXY_SET)
+            knowledge = completed(knowledge, mine.told, recalled)
         same = mine.own is not None and client.get(_OWN + name) == mine.own.digest
         own = mine.own if same else None
-        tasks[name] = TaskOrder(_text(task, "proxy-digest"), samples, knowledge, own, mine.heard)
+        tasks[name] = TaskOrder(_text(task, "proxy-digest"), samples, knowledge, own, mine.heard, recalled)
     return Order(
         run=run,
         round=_whole(head, "round"),
@@ -305,7 +317,7 @@ def _tasks(content: RecordDict) -> Iterator[tuple[str, ConfigRecord, dict[str, N
         if key.startswith(_TASK):
             name = key.removeprefix(_TASK)
             record = arrays.get(_KNOWLEDGE + name, ArrayRecord())
-            yield name, config, {part: _read_array(part, array) for part, array in record.items()}
+            yield name, config, {part: read_array(part, array.data) for part, array in record.items()}
 
 
 def _read_method(text: str, codec: str) -> Method:
@@ -369,8 +381,11 @@ def _read_knowledge(
 
 
 def _both(task: TaskOrder) -> tuple[Remembered | None, Remembered | None]:
-    """The context of an answer: what the client told last, and what it has just been told."""
-    return task.own, remember(task.knowledge)
+    """The context of an answer: what the client told last, and what it has just been told.
+
+    Not what is half remembered: the sides may have other classes in it.
+    """
+    return task.own, None if len(task.recalled) else remember(task.knowledge)
 
 
 def _write_samples(
@@ -417,40 +432,6 @@ def _read_samples(
 def _array_record(arrays: Arrays) -> ArrayRecord:
     # Not ascontiguousarray, which makes a number of a 0-dimensional array a row of one.
     return ArrayRecord({name: Array(np.asarray(array, order="C")) for name, array in arrays.items()})
-
-
-_NPY = re.compile(
-    rb"\x93NUMPY\x01\x00..\{'descr': '([^']{1,9})', 'fortran_order': False, "
-    rb"'shape': \(((?:[0-9]{1,18}, ?){0,31}[0-9]{0,18})\), \} *\n",
-    re.DOTALL,
-)
-"""NumPy's file format, version 1.0, as `numpy.save` writes it. NumPy's own reader evaluates the header as Python."""
-
-_NUMBERS = re.compile(r"<[fiu][248]|\|[iu]1")
-
-
-def _read_array(name: str, array: Array) -> NDArray[np.generic]:
-    """An array from its bytes: little-endian numbers in C order."""
-    header = _NPY.match(array.data)
-    if header is None:
-        raise KnowledgeError(f"array '{name}'", "expected NumPy's format, version 1.0, in C order")
-    descr = header[1].decode("latin-1")
-    if not _NUMBERS.fullmatch(descr):
-        raise KnowledgeError(
-            f"array '{name}' of type '{descr}'", "expected numbers of 8 to 64 bits", reason=Reason.TYPE
-        )
-    dtype = np.dtype(descr)
-    shape = tuple(int(size) for size in header[2].split(b",") if size.strip())
-    declared, there = math.prod(shape) * dtype.itemsize, len(array.data) - header.end()
-    if declared != there:
-        raise KnowledgeError(
-            f"array '{name}' of {there} bytes", f"expected {declared} for shape {shape} of {dtype}", reason=Reason.SHAPE
-        )
-    try:
-        # A copy: the bytes are read-only, and the stranger chose their alignment.
-        return np.frombuffer(array.data, dtype, offset=header.end()).reshape(shape).copy()
-    except ValueError as error:
-        raise KnowledgeError(f"array '{name}' of shape {shape}", str(error), reason=Reason.SHAPE) from None
 
 
 def _read_metrics(content: RecordDict, name: str) -> Metrics:

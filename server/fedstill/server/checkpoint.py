@@ -47,6 +47,7 @@ def save(folder: Path, state: RunState) -> None:
     for name, task in state.tasks.items():
         tensors |= {f"{name}/model/{key}": value for key, value in task.model.items()}
         tensors |= {f"{name}/memory/{key}": value for key, value in task.memory.items()}
+        tensors |= {f"{name}/recalled/{key}": value for key, value in task.recalled.items()}
         tasks[name] = _write_knowledge(f"{name}/knowledge", task.knowledge, tensors)
         if task.personal:
             personal[name] = _write_personal(name, task.personal, tensors)
@@ -168,6 +169,7 @@ def _read_task(
         {client: memory(f"own/{place}") for place, client in enumerate(remembered.get("own", ()))},
         memory("heard") if remembered.get("heard") else None,
         {client: pieces[place] for client, place in personal.get("clients", {}).items()},
+        _under(tensors, f"{name}/recalled/"),
     )
 
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 
 from fedstill.common.knowledge import Knowledge, SoftLabels
 from fedstill.common.labels import positions
-from fedstill.common.messages import Answer, Metrics
+from fedstill.common.messages import Metrics
 from fedstill.common.metrics import class_accuracy
 from fedstill.common.sides import Server
 from fedstill.server.holdings import ServerTask
@@ -31,14 +29,4 @@ def measure(own: ServerTask, side: Server, consensus: Knowledge | None, *, with_
         targets = own.proxy_targets[torch.from_numpy(consensus.samples)]
         measured = own.task.measure(scores, targets, own.spec.classes)
         found |= {f"consensus.{key}": value for key, value in measured.items()}
-    return found
-
-
-def client_measures(answers: Mapping[str, Answer]) -> dict[str, dict[str, Metrics]]:
-    """What the clients measured, by task and client."""
-    found: dict[str, dict[str, Metrics]] = {}
-    for client, answer in answers.items():
-        for task, part in answer.tasks.items():
-            if part.metrics:
-                found.setdefault(task, {})[client] = part.metrics
     return found

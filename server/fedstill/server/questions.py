@@ -8,8 +8,10 @@ from dataclasses import dataclass, replace
 from flwr.app import RecordDict
 
 from fedstill.common import records
+from fedstill.common.cache import updated
 from fedstill.common.context import Memories, uses_context
-from fedstill.common.messages import Order
+from fedstill.common.knowledge import SoftLabels
+from fedstill.common.messages import NO_SAMPLES, Order, TaskOrder
 from fedstill.server.exchange import Reply
 
 
@@ -18,13 +20,16 @@ def write_questions(
 ) -> tuple[dict[str, RecordDict], dict[str, Order], dict[str, int]]:
     """The content for each client, the order as the client hears it, and its bytes.
 
-    Clients with the same tasks, who are told the same and heard the same before, share all records but one.
+    Clients with the same tasks, who are told the same, and heard and remember the same, share all records but one.
     """
     shared: dict[Hashable, tuple[RecordDict, Order]] = {}
     sizes: dict[Hashable, int] = {}
     questions, heard, down = {}, {}, {}
     for name, order in orders.items():
-        group = tuple((task, id(part.knowledge), part.heard is not None) for task, part in order.tasks.items())
+        group = tuple(
+            (task, id(part.knowledge), part.heard is not None, part.recalled.tobytes())
+            for task, part in order.tasks.items()
+        )
         if group not in shared:
             content = records.write_order(order)
             shared[group] = content, as_heard(order, content)
@@ -43,9 +48,15 @@ def as_heard(order: Order, content: RecordDict) -> Order:
     """An order as its client hears it: with the loss of a codec that codes answers in its context."""
     if not uses_context(order.method.codec):
         return order
-    heard = records.read_order(content, lambda _, __, task: Memories(heard=order.tasks[task].heard))
+    heard = records.read_order(content, lambda _, __, task: _memories(order.tasks[task]))
     tasks = {name: replace(task, knowledge=heard.tasks[name].knowledge) for name, task in order.tasks.items()}
     return replace(order, tasks=tasks)
+
+
+def _memories(task: TaskOrder) -> Memories:
+    """What a client makes of an order with; that it has lost nothing is what the order takes for granted."""
+    told = updated(None, task.knowledge, 0) if isinstance(task.knowledge, SoftLabels) else None
+    return Memories(heard=task.heard, told=told)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,4 +88,7 @@ def replies(asked: Asked, ask: Callable[[Mapping[str, RecordDict]], Iterator[Rep
 
 def self_contained(order: Order) -> Order:
     """The same order without a word that a client has to remember."""
-    return replace(order, tasks={name: replace(task, heard=None, own=None) for name, task in order.tasks.items()})
+    return replace(
+        order,
+        tasks={name: replace(task, heard=None, own=None, recalled=NO_SAMPLES) for name, task in order.tasks.items()},
+    )

@@ -13,11 +13,12 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from fedstill.common.messages import Metrics
+from fedstill.common.messages import Answer, Metrics
 from fedstill.server.admission import Rejection
 
 
@@ -125,3 +126,23 @@ def _no_nan(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_no_nan(item) for item in value]
     return value
+
+
+def total(parts: Sequence[Traffic]) -> Traffic:
+    """The traffic of several attempts."""
+    up: Counter[str] = Counter()
+    down: Counter[str] = Counter()
+    for part in parts:
+        up.update(part.up)
+        down.update(part.down)
+    return Traffic(dict(up), dict(down))
+
+
+def client_measures(answers: Mapping[str, Answer]) -> dict[str, dict[str, Metrics]]:
+    """What clients measured, by task and client."""
+    found: dict[str, dict[str, Metrics]] = {}
+    for client, answer in answers.items():
+        for task, part in answer.tasks.items():
+            if part.metrics:
+                found.setdefault(task, {})[client] = part.metrics
+    return found

@@ -13,7 +13,6 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -22,28 +21,29 @@ import numpy as np
 from flwr.app import RecordDict
 from flwr.serverapp import Grid
 from numpy.typing import NDArray
+from torch import Tensor
 
 from fedstill.common import records
-from fedstill.common.algorithm import teaches
+from fedstill.common.algorithm import due, recalls, teaches
 from fedstill.common.context import Remembered, remember, uses_context
 from fedstill.common.errors import QuorumError, Reason
 from fedstill.common.knowledge import Knowledge, Personal
 from fedstill.common.learning import one_thread
-from fedstill.common.messages import ALONE, FINISH, ROUND, Answer, Method, Metrics, Order, TaskOrder
+from fedstill.common.messages import ALONE, FINISH, NO_SAMPLES, ROUND, Answer, Method, Metrics, Order, TaskOrder
 from fedstill.common.models import build_model
 from fedstill.common.scenario import Scenario, options
 from fedstill.common.seeding import derive, numpy_rng
 from fedstill.common.sides import Server
-from fedstill.server import merging
+from fedstill.server import merging, telling
 from fedstill.server import roster as rosters
 from fedstill.server.admission import Gate, Rejection, TaskGate
 from fedstill.server.exchange import Clock, Reply, ask
 from fedstill.server.folder import RunFolder
 from fedstill.server.gates import task_gate
 from fedstill.server.holdings import ServerTask
-from fedstill.server.measuring import client_measures, measure
+from fedstill.server.measuring import measure
 from fedstill.server.questions import Asked, replies, write_questions
-from fedstill.server.record import Attempt, StepRecord, Traffic
+from fedstill.server.record import Attempt, StepRecord, Traffic, client_measures, total
 from fedstill.server.roster import Roster
 from fedstill.server.state import RunState, TaskState
 from fedstill.server.teacher import Teacher
@@ -52,7 +52,6 @@ from fedstill.server.trackers import Tracker
 log = logging.getLogger(__name__)
 
 _MESSAGES = {"alone": ALONE, "round": ROUND, "finish": FINISH}
-_NO_SAMPLES = np.zeros(0, dtype=np.int64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,14 +216,15 @@ def _advance(turn: Turn) -> RunState:
         )
         weights = {key: value.clone() for key, value in side.model.state_dict().items()}
         own, heard = _remembered(turn, name, collected)
-        tasks[name] = TaskState(knowledge, weights, dict(side.memory), own, heard, personal.get(name, {}))
+        recalled = _recalled(turn, name, collected, knowledge)
+        tasks[name] = TaskState(knowledge, weights, dict(side.memory), own, heard, personal.get(name, {}), recalled)
     saved = {} if turn.kind == "alone" else dict.fromkeys(collected.answers, turn.step)
     record = StepRecord(
         kind=turn.kind,
         step=turn.step,
         attempt=collected.attempt,
         abandoned=[one.attempt for one in abandoned],
-        traffic=_total([one.traffic for one in (*abandoned, collected)]),
+        traffic=total([one.traffic for one in (*abandoned, collected)]),
         seconds=run.clock() - begun,
         server=measures,
         clients=client_measures(collected.answers),
@@ -244,6 +244,22 @@ def _remembered(turn: Turn, task: str, collected: Collected) -> tuple[dict[str, 
             own[client] = told
     # Who was told something of their own is told the next without a word of it: the server remembers one for all.
     return own, None if turn.state.tasks[task].personal else remember(collected.heard.get(task))
+
+
+def _recalled(turn: Turn, task: str, collected: Collected, knowledge: Knowledge | None) -> Mapping[str, Tensor]:
+    """Who holds which labels, for a method whose clients keep them."""
+    if not recalls(turn.run.scenario.algorithm):
+        return {}
+    before = turn.state.tasks.get(task)
+    return telling.after(
+        before.recalled if before is not None else {},
+        heard=before.knowledge if before is not None else None,
+        clients=[name for name, answer in collected.answers.items() if task in answer.tasks],
+        lost=collected.restarted,
+        knowledge=knowledge,
+        step=turn.step,
+        size=len(turn.run.tasks[task].proxy),
+    )
 
 
 def _ask_clients(turn: Turn) -> tuple[Collected, list[Collected]]:
@@ -307,7 +323,8 @@ def why(rejections: Sequence[Rejection]) -> str:
 def _collect(turn: Turn, cohort: Sequence[str], *, attempt: int) -> Collected:
     """Ask a cohort, admit what comes, and say who did not count."""
     run, limits = turn.run, turn.run.scenario.rounds
-    orders = {name: _order(turn, name, attempt) for name in cohort}
+    about = {name: _asked_about(turn, name) for name in run.tasks}
+    orders = {name: _order(turn, name, attempt, about) for name in cohort}
     questions, orders, down = write_questions(orders)
     gates = _gates(turn)
     up: dict[str, int] = {}
@@ -359,19 +376,20 @@ def _ask(turn: Turn, questions: Mapping[str, RecordDict]) -> Iterator[Reply]:
     )
 
 
-def _order(turn: Turn, client: str, attempt: int) -> Order:
+def _order(turn: Turn, client: str, attempt: int, about: Mapping[str, NDArray[np.int64]]) -> Order:
     run, scenario = turn.run, turn.run.scenario
     tasks = {}
     version = turn.state.versions.get(client, 0)
     # Who answered in the last step heard what was told there; a second attempt takes nothing for granted.
     up_to_date = version == turn.state.step and attempt == 1
     for name in turn.roster.descriptions[client].tasks:
-        samples = _samples(turn, name) if turn.kind == "round" else _NO_SAMPLES
-        task = TaskOrder(run.tasks[name].proxy.digest, samples)
+        task = TaskOrder(run.tasks[name].proxy.digest, about[name])
         if turn.kind != "alone":
             state = turn.state.tasks[name]
-            heard = state.heard if up_to_date else None
+            heard = state.heard if up_to_date and not recalls(scenario.algorithm) else None
             task = replace(task, knowledge=state.told(client), own=state.own.get(client), heard=heard)
+            if recalls(scenario.algorithm):
+                task = replace(task, recalled=telling.remembered(state.recalled, client, state.knowledge))
         tasks[name] = task
     method = Method(scenario.algorithm.name, options(scenario.algorithm), scenario.training, scenario.codec)
     return Order(
@@ -392,6 +410,14 @@ def _samples(turn: Turn, task: str) -> NDArray[np.int64]:
     return own.proxy.draw(own.per_round, seed=derive(turn.run.scenario.seed, "samples", own.group, max(turn.step, 1)))
 
 
+def _asked_about(turn: Turn, task: str) -> NDArray[np.int64]:
+    """The proxy samples that clients answer on: this step's, or fewer for a method that chooses."""
+    if turn.kind != "round":
+        return NO_SAMPLES
+    choose = due(turn.run.scenario.algorithm)
+    return _samples(turn, task) if choose is None else choose(_server_side(turn, task))
+
+
 def _gates(turn: Turn) -> dict[str, TaskGate]:
     run, method = turn.run, turn.run.scenario.algorithm
     return {
@@ -406,15 +432,6 @@ def _gates(turn: Turn) -> dict[str, TaskGate]:
         )
         for name, task in run.tasks.items()
     }
-
-
-def _total(parts: Sequence[Traffic]) -> Traffic:
-    up: Counter[str] = Counter()
-    down: Counter[str] = Counter()
-    for part in parts:
-        up.update(part.up)
-        down.update(part.down)
-    return Traffic(dict(up), dict(down))
 
 
 def _server_side(turn: Turn, name: str) -> Server:

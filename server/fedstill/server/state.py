@@ -23,6 +23,7 @@ class TaskState:
         own: what each client told last, as far as a codec with a context makes use of it.
         heard: what the clients of the last step were told, likewise; None where each was told something else.
         personal: by client, what is told in place of `knowledge`.
+        recalled: who remembers which labels, for a method whose clients keep what they are told; see `telling`.
     """
 
     knowledge: Knowledge | None
@@ -31,6 +32,7 @@ class TaskState:
     own: Mapping[str, Remembered] = field(default_factory=dict)
     heard: Remembered | None = None
     personal: Mapping[str, Knowledge] = field(default_factory=dict)
+    recalled: Mapping[str, Tensor] = field(default_factory=dict)
 
     def told(self, client: str) -> Knowledge | None:
         """What a client is told next."""

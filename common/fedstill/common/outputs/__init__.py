@@ -25,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fedstill.common.errors import UnsupportedError
 from fedstill.common.registry import Registry
 
 OUTPUTS = Registry("output kind", "fedstill.common.outputs", "fedstill.outputs")
@@ -68,6 +69,14 @@ class OutputKind(Protocol):
     def harden(self, soft: Tensor, temperature: float) -> Tensor:
         """Harder soft labels in which every class keeps its share; as they are where a kind has no classes to share."""
         return soft
+
+    def power(self, soft: Tensor, exponent: float) -> Tensor:
+        """Soft labels ∝ p^exponent: harder above 1, more even below.
+
+        Raises:
+            UnsupportedError: for a kind whose soft labels are no distributions over classes.
+        """
+        raise UnsupportedError(f"powers of {self.name} outputs", "expected distributions over classes")
 
     def restrict(self, soft: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
         """Soft labels over some of the classes, and each sample's weight (N,): the mass that those classes had."""

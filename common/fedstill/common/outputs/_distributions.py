@@ -93,6 +93,13 @@ def _biases(scores: Tensor, shares: Tensor) -> Tensor:
     return biases
 
 
+def power(soft: Tensor, exponent: float) -> Tensor:
+    """Distributions ∝ p^β; blank rows stay blank."""
+    # Scaled to a maximum of 1 first, so that no row underflows to zeros.
+    raised = (soft.double() / soft.amax(-1, keepdim=True).double().clamp_min(1e-300)) ** exponent
+    return (raised / raised.sum(-1, keepdim=True).clamp_min(1e-300)).to(soft.dtype)
+
+
 def restrict(soft: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
     """The chosen classes brought to a sum of 1, and the mass that they had, mean over labelled positions (N,)."""
     chosen = soft[..., columns]

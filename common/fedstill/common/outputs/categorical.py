@@ -45,6 +45,10 @@ class Categorical(OutputKind):
         """q_ic ∝ b_c · p_ic^(1/T), so that each class's sum over samples stays what it was."""
         return _distributions.harden(soft, temperature)
 
+    def power(self, soft: Tensor, exponent: float) -> Tensor:
+        """q_c ∝ p_c^β."""
+        return _distributions.power(soft, exponent)
+
     def restrict(self, soft: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
         """The chosen classes brought to a sum of 1, and the mass that they had."""
         chosen = soft[..., columns]

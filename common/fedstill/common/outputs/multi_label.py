@@ -41,6 +41,10 @@ class MultiLabel(OutputKind):
         # The two-class case of Categorical.sharpen: softmax([p, 1 - p] / T)[0].
         return torch.sigmoid((2 * soft - 1) / temperature)
 
+    def power(self, soft: Tensor, exponent: float) -> Tensor:
+        """p^β / (p^β + (1 − p)^β): the two-class case."""
+        return _distributions.power(torch.stack([soft, 1 - soft], -1), exponent)[..., 0]
+
     def restrict(self, soft: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
         """The chosen classes; they do not depend on the others."""
         return soft[..., columns], soft.new_ones(len(soft))

@@ -55,6 +55,10 @@ class Ranking(OutputKind):
         """
         return torch.softmax(soft / soft.amax(-1, keepdim=True).clamp_min(1e-12) / temperature, dim=-1)
 
+    def power(self, soft: Tensor, exponent: float) -> Tensor:
+        """q_c ∝ p_c^β."""
+        return _distributions.power(soft, exponent)
+
     def restrict(self, soft: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
         """The chosen candidates brought to a sum of 1, and the mass that they had."""
         return _distributions.restrict(soft, columns)
