@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedstill.common.algorithms.comet import COMET, clustered, nearest_of, vectors
@@ -64,6 +64,7 @@ def test_rows_that_lie_together_are_a_cluster() -> None:
     assert clustered(np.ones((3, 2)), 2, seed=1) == [0, 0, 0]
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.lists(st.floats(-5, 5), min_size=2, max_size=2), min_size=1, max_size=8),
     st.integers(1, 4),

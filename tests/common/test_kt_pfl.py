@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedstill.common.algorithms.kt_pfl import KTpFL, improved, projected, recalled
@@ -110,6 +110,7 @@ def test_classes_and_samples_that_one_lacks() -> None:
     np.testing.assert_allclose(found[1], [0.5 + gain, 0.5 - gain], rtol=1e-5)
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(-3, 3), min_size=1, max_size=6), st.floats(0, 2))
 def test_the_projection_is_the_nearest_row(row: list[float], total: float) -> None:
     given_row = torch.tensor(row, dtype=torch.float64)
@@ -181,6 +182,7 @@ def test_what_is_refused() -> None:
             KTpFL(**wrong)
 
 
+@settings(deadline=None)
 @given(st.integers(0, 10_000), st.sampled_from(["categorical", "token-level", "multi-label"]))
 def test_a_step_keeps_rows_of_numbers_that_sum_to_what_they_did(seed: int, output: str) -> None:
     """Whatever is told: zeros that a codec made, certainty, padding, classes and samples that some lack."""
