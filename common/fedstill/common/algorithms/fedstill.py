@@ -4,10 +4,10 @@ In every round client k trains on its private examples and on the public proxy s
 consensus, u the doubt, C classes and z the student's raw output, it minimises the mean over both kinds of samples of
 
     private (x, y)    −ln softmax(z(x))_y
-    public x          KL((1 − u) q(x) + u / C  ‖  softmax(z(x))),    u = 1 − (r − 1) / R in round r of R, 0 in the end
+    public x          KL((1 − u) q(x) + u / C  ‖  softmax(z(x))),    u = 1 − (r − 1) / R in round r of R
 
 and answers with p_k = softmax(z) on the proxy samples. The server takes the mean of all answers of all rounds and
-hardens it so that every class keeps its share:
+hardens it so that every class keeps its share; in the end students learn from that alone, without doubt:
 
     remember    p̄(x) = Σ_r Σ_k p_kr(x) / Σ_r K_r
     harden      q_c(x) ∝ b_c · p̄_c(x)^(1/T), with b such that Σ_x q_c(x) = Σ_x p̄_c(x) for every class c
@@ -82,6 +82,9 @@ class Fedstill:
         labels = soft_labels_of(received)
         if client.spec.output not in _DOUBTING:
             client.distil(labels, epochs=self.distil_epochs)
+        elif client.round > client.rounds and client.trust == 1:
+            # The private data have had their equal share of steps.
+            client.distil(labels, epochs=client.training.epochs)
         else:
             client.train_among(doubted(labels, self._doubt(client)))
             client.memory[_TRAINED] = torch.tensor(client.round)
