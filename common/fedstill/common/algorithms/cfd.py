@@ -53,6 +53,7 @@ class CFD:
     outputs: ClassVar[frozenset[str]] = frozenset({"categorical", "token-level", "ranking"})
     exchange: ClassVar[str] = "soft-labels"
     homogeneous: ClassVar[bool] = False
+    teaches: ClassVar[bool] = True
 
     up_bits: int = 1
     down_bits: int = 8
