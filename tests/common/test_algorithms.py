@@ -34,7 +34,7 @@ PROXY = tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
 SAMPLES = np.arange(3)
 
 
-ZERO_IS_GOOD = {("fedstill", "doubt"), ("kt-pfl", "penalty")}
+ZERO_IS_GOOD = {("fedstill", "doubt"), ("kt-pfl", "penalty"), ("selective-fd", "quantile")}
 """Options for which 0 says "without", beside those where it is the default."""
 
 

@@ -163,7 +163,7 @@ def test_absent_clients_are_told_what_they_missed(play_small: Play) -> None:
     assert [record["tasks"] for record in cached.records] == [record["tasks"] for record in sent.records]
     np.testing.assert_array_equal(final(cached).values, final(sent).values)
     # The wire had fewer labels on it.
-    told = cached.states[-1].tasks["wine"].told
+    told = cached.states[-1].tasks["wine"].recalled
     assert (told["client.client-0"] >= 0).any()
     assert traffic(cached, "down") != traffic(sent, "down")
 
@@ -200,7 +200,7 @@ def test_a_client_that_lost_its_cache_is_told_all(play_small: Play) -> None:
     played = play_small(plan(3), tamper=tamper)
     assert [record["rejected"] for record in played.records] == [[]] * 8
     assert played.records[3]["restarted"] == ["client-1"]
-    told = played.states[-1].tasks["wine"].told
+    told = played.states[-1].tasks["wine"].recalled
     assert torch.equal(told["client.client-1"], told["client.client-0"])
 
 

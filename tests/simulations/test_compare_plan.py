@@ -176,16 +176,24 @@ def test_a_seed_is_a_whole_number() -> None:
 def test_two_methods_start_from_identical_students_and_data(play_small: Play, monkeypatch: pytest.MonkeyPatch) -> None:
     """What each client holds when it first trains: weights, private data, proxy set, seed of its batches."""
     seen: dict[str, tuple[str, ...]] = {}
-    original = Client.train
+    train, train_among = Client.train, Client.train_among
 
-    def train(self: Client, *args: Any) -> float:
+    def note(self: Client) -> None:
         weights = hashlib.sha256(b"".join(value.numpy().tobytes() for value in self.model.state_dict().values()))
         inputs = hashlib.sha256(self.private.inputs.numpy().tobytes()).hexdigest()
         told = (weights.hexdigest(), inputs, self.proxy.digest, str(self.seed), str(self.samples.tolist()))
         seen.setdefault(self.name, told)
-        return original(self, *args)
 
-    monkeypatch.setattr(Client, "train", train)
+    def noted_train(self: Client, *args: Any) -> float:
+        note(self)
+        return train(self, *args)
+
+    def noted_among(self: Client, *args: Any) -> float:
+        note(self)
+        return train_among(self, *args)
+
+    monkeypatch.setattr(Client, "train", noted_train)
+    monkeypatch.setattr(Client, "train_among", noted_among)
     found = {}
     for method in ("fedmd", "dsfl", "fedstill", "local"):
         seen.clear()
