@@ -91,11 +91,14 @@ class Fedstill:
 
     def local(self, client: Client) -> SoftLabels:
         """Train on private data, unless `absorb` has, and answer on the proxy samples."""
-        if client.spec.output not in _DOUBTING:
-            client.train()
-        elif client.memory.get(_TRAINED) != client.round:
+        doubting = client.spec.output in _DOUBTING
+        if doubting and client.memory.get(_TRAINED) == client.round:
+            return client.soft_labels()
+        if doubting and self.doubt:
             # Nobody has told it anything yet: there is nothing but doubt.
-            client.train_among(doubted(client.soft_labels(), 1.0)) if self.doubt else client.train()
+            client.train_among(doubted(client.soft_labels(), 1.0))
+        else:
+            client.train()
         return client.soft_labels()
 
     def merge(self, server: Server, contributions: Sequence[Contribution]) -> SoftLabels:
