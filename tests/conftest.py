@@ -15,6 +15,7 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 from fedstill.client.app import app as client_app
+from fedstill.common.packing import packed, unpacked
 from fedstill.common.scenario import Scenario, dump, parse, to_toml
 from fedstill.common.sources import override
 from fedstill.server.folder import RunFolder, begin_folder
@@ -45,16 +46,35 @@ Tamper = Callable[[Message, Context, ClientApp], Message]
 """What stands between the server and a client: it may ask the client, and answers as it likes."""
 
 
+class Opened(ClientApp):
+    """A ClientApp whose answers are plain records."""
+
+    def __init__(self, inner: ClientApp) -> None:
+        super().__init__()
+        self._inner = inner
+
+    def __call__(self, message: Message, context: Context) -> Message:
+        reply = self._inner(message, context)
+        if reply.has_content():
+            reply.content = unpacked(reply.content)
+        return reply
+
+
 class Tampered(ClientApp):
     """The ClientApp, with somebody between it and the server."""
 
     def __init__(self, tamper: Tamper, inner: ClientApp = client_app) -> None:
         super().__init__()
         self._tamper = tamper
-        self._inner = inner
+        self._inner = Opened(inner)
 
     def __call__(self, message: Message, context: Context) -> Message:
-        return self._tamper(message, context, self._inner)
+        """Whoever stands between sees and writes plain records; the server gets them packed, as from anybody."""
+        message.content = unpacked(message.content)
+        reply = self._tamper(message, context, self._inner)
+        if reply.has_content():
+            reply.content = packed(reply.content)
+        return reply
 
 
 @dataclass

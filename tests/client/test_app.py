@@ -74,7 +74,7 @@ def test_a_client_works(small: Small, tmp_path: Path, kind: str, number: int) ->
     reply = app(question(kind, order(scenario, number)), own)
 
     assert reply.metadata.reply_to_message_id == "question"
-    head = reply.content.config_records["fedstill"]
+    head = records.opened(reply.content).config_records["fedstill"]
     assert (head["client"], head["run"], head["round"], head["version"]) == ("client-1", "run-1", number, 0)
     kept = {path.stem for path in (tmp_path / "store").rglob("*.safetensors")}
     # Flower's own state holds a pointer only: what is large is lost there.
@@ -102,7 +102,7 @@ def test_the_student_survives_the_process_not_the_context(small: Small) -> None:
 
     reply = app(question(ROUND, order(scenario, 2, version=1)), context(toml(scenario)))
 
-    assert reply.content.config_records["fedstill"]["version"] == 1
+    assert records.opened(reply.content).config_records["fedstill"]["version"] == 1
 
 
 @pytest.mark.parametrize("run", ["../up", "/etc", "", "..", "a/b", "x" * 200])

@@ -245,7 +245,7 @@ class TestFedstill:
         private = Examples(tensor([[1.0, 0.0], [1.0, 0.0]]), tensor([1, 1]))
         training = Training(epochs=60, batch_size=8, learning_rate=0.1)
         # Who does not trust the teacher wholly has its own data beside it.
-        for trust, found in ((1.0, 0.0), (0.5, 2 / 2.5)):
+        for trust, found in ((1.0, 0.0), (0.5, 2 / (2 + 1 / 3))):
             student = client(private=private, training=training, round=3, rounds=2, trust=trust)
             Fedstill().absorb(student, told([[1, 0]] * 3))
             assert torch.softmax(student.predict(PROXY), -1)[0, 1] == pytest.approx(found, abs=0.1)
@@ -272,6 +272,14 @@ class TestFedstill:
         assert sure[0.0][2, 0] > 0.95
         assert sure[1.0][2, 0] < 0.75
         assert sure[1.0][0, 0] > 0.8
+
+    @pytest.mark.parametrize(("examples", "found"), [(1, 3 / 4), (3, 3 / 4), (9, 9 / 10)])
+    def test_many_proxy_samples_do_not_drown_few_examples(self, examples: int, found: float) -> None:
+        private = Examples(tensor([[1.0, 0.0]] * examples), tensor([1] * examples))
+        one = client(private=private, training=Training(epochs=200, batch_size=16, learning_rate=0.05))
+        # One of the three proxy samples is like the examples: at most a third of their weight, against them.
+        one.train_among(told([[1, 0]] * 3))
+        assert torch.softmax(one.predict(PROXY), -1)[0, 1] == pytest.approx(found, abs=0.03)
 
     def test_a_client_that_trusts_nothing_trains_alone(self) -> None:
         private = Examples(tensor([[1.0, 0.0], [1.0, 0.0]]), tensor([1, 1]))

@@ -11,6 +11,7 @@ from fedstill.common.errors import KnowledgeError, Reason
 from fedstill.common.knowledge import Parameters, SoftLabels
 from fedstill.common.learning import Training
 from fedstill.common.messages import Answer, Method, Order, TaskAnswer, TaskOrder
+from fedstill.common.packing import content_bytes
 from fedstill.common.seeding import numpy_rng
 from fedstill.server.questions import as_heard
 
@@ -85,7 +86,7 @@ def answered(asked: Order, told: SoftLabels) -> tuple[int, SoftLabels]:
     sent = records.write_answer(Answer("c", "run", 2, 1, 1, {"pets": TaskAnswer("digest", 5, told)}), asked)
     back = records.read_answer(sent, asked).tasks["pets"].knowledge
     assert isinstance(back, SoftLabels)
-    return records.content_bytes(sent), back
+    return content_bytes(sent), back
 
 
 def test_an_answer_in_the_context_of_what_both_sides_know() -> None:
@@ -128,7 +129,7 @@ def test_an_order_in_the_context_of_the_one_before() -> None:
     own = remember_through(labels(3, 0.3), "sqrtp")
     asked = order(knowledge=consensus, heard=before, own=own)
     sent = records.write_order(asked)
-    assert records.content_bytes(sent) < records.content_bytes(records.write_order(order(knowledge=consensus)))
+    assert content_bytes(sent) < content_bytes(records.write_order(order(knowledge=consensus)))
 
     asking: list[tuple[str, int, str]] = []
 

@@ -20,6 +20,7 @@ from fedstill.common.errors import KnowledgeError, MismatchError, Reason
 from fedstill.common.knowledge import Knowledge, Parameters, SoftLabels
 from fedstill.common.learning import Training
 from fedstill.common.messages import Answer, Description, Method, Order, TaskAnswer, TaskDescription, TaskOrder
+from fedstill.common.packing import content_bytes
 from fedstill.common.registry import CODECS
 
 SPACE = ("cat", "dog", "cow", "ant")
@@ -124,12 +125,13 @@ def test_half_precision_refuses_what_it_cannot_hold() -> None:
 
 def test_sample_ids_travel_only_where_they_must() -> None:
     asked = order(samples=[4, 7, 300])
-    assert _ids(records.write_order(asked), "order") == ("listed", "uint16")
+    assert _ids(records.write_order(asked), "order") == ("ordered", "uint8")
+    assert _ids(records.write_order(order(samples=[300, 4])), "order") == ("listed", "uint16")
     assert _ids(records.write_order(order(samples=range(3))), "order") == ("first 3", None)
     same = Answer("c", "r", 1, 1, 0, {"pets": TaskAnswer("d", 1, soft_labels([4, 7, 300]))})
     assert _ids(records.write_answer(same, asked), "knowledge") == ("as-ordered", None)
     fewer = Answer("c", "r", 1, 1, 0, {"pets": TaskAnswer("d", 1, soft_labels([4, 7]))})
-    assert _ids(records.write_answer(fewer, asked), "knowledge") == ("listed", "uint8")
+    assert _ids(records.write_answer(fewer, asked), "knowledge") == ("ordered", "uint8")
 
 
 def _ids(content: RecordDict, whose: str) -> tuple[object, str | None]:
@@ -148,8 +150,8 @@ def test_clients_share_all_of_an_order_but_the_version() -> None:
 
 def test_content_bytes_is_the_size_on_the_wire() -> None:
     content = records.write_order(order(knowledge=soft_labels(range(100))))
-    assert records.content_bytes(content) == len(recorddict_to_proto(content).SerializeToString())
-    assert 1600 < records.content_bytes(content) < 2600  # 100 samples × 4 classes × 4 bytes
+    assert content_bytes(content) == len(recorddict_to_proto(content).SerializeToString())
+    assert 1600 < content_bytes(content) < 2600  # 100 samples × 4 classes × 4 bytes
 
 
 def test_descriptions_round_trip() -> None:
@@ -174,7 +176,7 @@ def test_a_malformed_description_is_refused(key: str, value: Any) -> None:
 def test_another_protocol_is_refused_with_a_cure() -> None:
     content = records.write_question()
     content.config_records["fedstill"]["protocol"] = 1
-    with pytest.raises(MismatchError, match=r"protocol 1: expected 2 \(install the same version") as caught:
+    with pytest.raises(MismatchError, match=r"protocol 1: expected 3 \(install the same version") as caught:
         records.check_protocol(content)
     assert caught.value.reason is Reason.PROTOCOL
     with pytest.raises(KnowledgeError, match="expected a record 'fedstill'"):

@@ -17,6 +17,7 @@ from fedstill.common.errors import QuorumError
 from fedstill.common.knowledge import Contribution, Knowledge, Personal, SoftLabels
 from fedstill.common.learning import Training
 from fedstill.common.messages import ROUND, Answer, Method, Order, TaskAnswer, TaskOrder
+from fedstill.common.packing import content_bytes
 from fedstill.common.scenario import parse
 from fedstill.server import checkpoint, merging
 from fedstill.server.questions import write_questions
@@ -173,8 +174,8 @@ def test_messages_hold_what_their_client_is_told_and_are_shared_where_they_can()
         "c": 0.5,
         "d": 0.125,
     }
-    assert questions["a"].array_records["knowledge.pets"] is questions["d"].array_records["knowledge.pets"]
-    assert down == {client: records.content_bytes(content) for client, content in questions.items()}
+    assert questions["a"].config_records["fedstill"] is questions["d"].config_records["fedstill"]
+    assert down == {client: content_bytes(content) for client, content in questions.items()}
 
 
 # Runs ----------------------------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
-from flwr.app import ConfigRecord, Context, Message, RecordDict
+from flwr.app import ConfigRecord, Context, Message
 from flwr.clientapp import ClientApp
 
 from fedstill.client.guard import Guard, usual_guard
@@ -18,6 +18,7 @@ from fedstill.common import records
 from fedstill.common.algorithm import Algorithm
 from fedstill.common.errors import ConfigError, KnowledgeError, Reason
 from fedstill.common.messages import Answer, Order
+from fedstill.common.packing import packed
 from fedstill.common.scenario import Scenario, TaskPlan, single_task
 from fedstill.common.sources import from_run_config
 from fedstill.common.task import Task
@@ -65,7 +66,7 @@ def client_app(
                 raise
             return Message(records.write_plea(), reply_to=message)
         one = worker(context, order.run)
-        content = records.write_answer(do(one, order), order)
+        content = packed(records.write_answer(do(one, order), order))
         # Only a pointer: Flower loses a large state silently, and any state with the process.
         context.state["student"] = ConfigRecord(
             {"run": order.run, "version": order.round, "digest": one.store.digest(order.round)}
@@ -75,7 +76,7 @@ def client_app(
     @app.query("describe")
     def describe(message: Message, context: Context) -> Message:
         records.check_protocol(message.content)
-        content: RecordDict = records.write_description(worker(context, "").describe())
+        content = packed(records.write_description(worker(context, "").describe()))
         return Message(content, reply_to=message)
 
     @app.train("alone")

@@ -1,6 +1,6 @@
 """Messages ↔ Flower's records: the only file that knows the wire's keys, and the only one here that knows Flower.
 
-A message is a RecordDict:
+A message is a RecordDict; it may come as it is, or as `packing` has packed it:
 
     "fedstill"          ConfigRecord   protocol, run, round, … (the same for all clients)
     "client"            ConfigRecord   what differs from client to client
@@ -15,7 +15,6 @@ type and size have been compared with what is really there: nothing is allocated
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import PurePath
@@ -23,7 +22,6 @@ from typing import Any, TypeVar, cast
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
-from flwr.common.serde import recorddict_to_proto
 from numpy.typing import NDArray
 
 from fedstill.common import PROTOCOL, __version__
@@ -55,17 +53,19 @@ from fedstill.common.messages import (
     unheard,
 )
 from fedstill.common.npy import read_array
+from fedstill.common.packing import HEAD, unpacked
 from fedstill.common.registry import CODECS
+from fedstill.common.sample_ids import read_ids, write_ids
 
-_HEAD, _CLIENT, _TASK, _KNOWLEDGE, _METRICS = "fedstill", "client", "task.", "knowledge.", "metrics."
+_TASK, _KNOWLEDGE, _METRICS = "task.", "knowledge.", "metrics."
 _HEADER = "header."
 _OWN, _LOST = "own.", "lost"
 _SAMPLES = "samples"
 _RECALLED = "recalled"
-_SAME = "as-ordered"
-_FIRST = re.compile(r"first ([0-9]{1,9})")
-_LISTED = "listed"
 _NO_ROWS: NDArray[np.generic] = np.zeros(0)
+
+CLIENT = "client"
+"""Record of an order that differs from client to client."""
 
 LARGEST_PROXY_SET = 10_000_000
 """A message that claims more samples is refused before their ids are counted out."""
@@ -75,11 +75,6 @@ MOST_MEASURES = 10_000
 
 LONGEST_NAME = 100
 """Characters in the name of a measure."""
-
-
-def content_bytes(content: RecordDict) -> int:
-    """Size of a message's content on the wire, in bytes."""
-    return int(recorddict_to_proto(content).ByteSize())
 
 
 def write_order(order: Order) -> RecordDict:
@@ -92,7 +87,7 @@ def write_order(order: Order) -> RecordDict:
     }
     content = RecordDict(
         {
-            _HEAD: ConfigRecord(
+            HEAD: ConfigRecord(
                 {
                     "protocol": PROTOCOL,
                     "run": order.run,
@@ -104,7 +99,6 @@ def write_order(order: Order) -> RecordDict:
                     "method": json.dumps(method, sort_keys=True),
                 }
             ),
-            _CLIENT: ConfigRecord({"version": order.version}),
         }
     )
     for name, task in order.tasks.items():
@@ -123,7 +117,7 @@ def for_client(content: RecordDict, order: Order) -> RecordDict:
     """The same order for another client: version of its student and what both remember; everything else is shared."""
     own = {_OWN + name: task.own.digest for name, task in order.tasks.items() if task.own is not None}
     copy = RecordDict(dict(content))
-    copy[_CLIENT] = ConfigRecord(cast("dict[str, Any]", {"version": order.version, **own}))
+    copy[CLIENT] = ConfigRecord(cast("dict[str, Any]", {"version": order.version, **own}))
     return copy
 
 
@@ -138,9 +132,10 @@ def read_order(content: RecordDict, recall: Recall | None = None) -> Order:
         MismatchError: if the server speaks another protocol.
         KnowledgeError: if a part is missing or malformed.
     """
+    content = opened(content)
     head = _head(content)
     codec = find_codec(_text(head, "codec"))
-    client = content.config_records.get(_CLIENT, ConfigRecord())
+    client = content.config_records.get(CLIENT, ConfigRecord())
     run, version = _folder_name(head, "run"), _whole(client, "version")
     tasks = {}
     for name, task, arrays in _tasks(content):
@@ -179,7 +174,7 @@ def write_answer(answer: Answer, order: Order) -> RecordDict:
         "client": answer.client,
         "version": answer.version,
     }
-    content = RecordDict({_HEAD: ConfigRecord(cast("dict[str, Any]", head))})
+    content = RecordDict({HEAD: ConfigRecord(cast("dict[str, Any]", head))})
     for name, task in answer.tasks.items():
         config = ConfigRecord({"proxy-digest": task.proxy_digest, "num-examples": task.examples})
         arrays: dict[str, NDArray[np.generic]] = {}
@@ -199,6 +194,7 @@ def read_answer(content: RecordDict, order: Order) -> Answer:
         MismatchError: if the client speaks another protocol.
         KnowledgeError: if a part is missing or malformed.
     """
+    content = opened(content)
     head = _head(content)
     if is_plea(content):
         raise KnowledgeError("no answer", "expected one to a self-contained order", reason=Reason.CONTEXT)
@@ -226,7 +222,7 @@ def read_answer(content: RecordDict, order: Order) -> Answer:
 def write_description(description: Description) -> RecordDict:
     """A client's description of itself as records."""
     content = RecordDict(
-        {_HEAD: ConfigRecord({"protocol": PROTOCOL, "client": description.client, "software": description.software})}
+        {HEAD: ConfigRecord({"protocol": PROTOCOL, "client": description.client, "software": description.software})}
     )
     for name, task in description.tasks.items():
         config = {key.replace("_", "-"): value for key, value in asdict(task).items()}
@@ -248,6 +244,7 @@ def read_description(content: RecordDict) -> Description:
         MismatchError: if the client speaks another protocol.
         KnowledgeError: if a part is missing or malformed.
     """
+    content = opened(content)
     head = _head(content)
     tasks = {}
     for key, config in content.config_records.items():
@@ -269,22 +266,33 @@ def read_description(content: RecordDict) -> Description:
 
 def write_question() -> RecordDict:
     """The content of a message that asks a client to describe itself."""
-    return RecordDict({_HEAD: ConfigRecord({"protocol": PROTOCOL, "software": __version__})})
+    return RecordDict({HEAD: ConfigRecord({"protocol": PROTOCOL, "software": __version__})})
 
 
 def write_plea() -> RecordDict:
     """The answer of a client that has lost what an order was coded in the context of: tell me all of it."""
-    return RecordDict({_HEAD: ConfigRecord({"protocol": PROTOCOL, _LOST: True})})
+    return RecordDict({HEAD: ConfigRecord({"protocol": PROTOCOL, _LOST: True})})
 
 
 def is_plea(content: RecordDict) -> bool:
     """Whether a client asks for a self-contained order."""
-    return content.config_records.get(_HEAD, ConfigRecord()).get(_LOST) is True
+    return content.config_records.get(HEAD, ConfigRecord()).get(_LOST) is True
 
 
 def check_protocol(content: RecordDict) -> None:
     """Raise MismatchError if the other side speaks another protocol."""
     _head(content)
+
+
+def opened(content: RecordDict) -> RecordDict:
+    """A message's records, unpacked once it is known that the other side speaks the same protocol.
+
+    Raises:
+        MismatchError: if it speaks another one.
+        KnowledgeError: if they were not packed as they should be.
+    """
+    _head(content)
+    return unpacked(content)
 
 
 def find_codec(name: str) -> Codec:
@@ -298,9 +306,9 @@ def find_codec(name: str) -> Codec:
 
 
 def _head(content: RecordDict) -> ConfigRecord:
-    head = content.config_records.get(_HEAD)
+    head = content.config_records.get(HEAD)
     if head is None:
-        raise KnowledgeError(f"a message of {sorted(content)}", f"expected a record '{_HEAD}'")
+        raise KnowledgeError(f"a message of {sorted(content)}", f"expected a record '{HEAD}'")
     if head.get("protocol") != PROTOCOL:
         raise MismatchError(
             f"protocol {head.get('protocol')!r}",
@@ -395,15 +403,10 @@ def _write_samples(
     head: ConfigRecord,
     arrays: dict[str, NDArray[np.generic]],
 ) -> None:
-    """Sample ids in as few bytes as the other side's knowledge allows."""
     key = f"{_SAMPLES}.{whose}"
-    if known is not None and np.array_equal(samples, known):
-        head[key] = _SAME
-    elif np.array_equal(samples, np.arange(len(samples))):
-        head[key] = f"first {len(samples)}"
-    else:
-        head[key] = _LISTED
-        arrays[key] = samples.astype(np.min_scalar_type(int(samples.max(initial=0))))
+    head[key], array = write_ids(samples, known)
+    if array is not None:
+        arrays[key] = array
 
 
 def _read_samples(
@@ -414,19 +417,8 @@ def _read_samples(
     *,
     most: int,
 ) -> NDArray[np.int64]:
-    """Sample ids; at most so many are counted out."""
     key = f"{_SAMPLES}.{whose}"
-    form = _text(head, key)
-    if form == _SAME and known is not None:
-        return known
-    if first := _FIRST.fullmatch(form):
-        count = int(first[1])
-        if count > most:
-            raise KnowledgeError(f"{count} proxy samples", f"expected at most {most}", reason=Reason.SAMPLES)
-        return np.arange(count, dtype=np.int64)
-    if form == _LISTED and key in arrays and arrays[key].dtype.kind == "u":
-        return arrays[key].astype(np.int64)
-    raise KnowledgeError(f"sample ids '{form}'", f"expected {_SAME}, first N or {_LISTED}", reason=Reason.SAMPLES)
+    return read_ids(_text(head, key), arrays.get(key), known, most=most)
 
 
 def _array_record(arrays: Arrays) -> ArrayRecord:

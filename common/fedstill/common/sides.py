@@ -187,8 +187,9 @@ class Client(Side):
     def train_among(self, teacher: SoftLabels) -> float:
         """Train as `train` does, with proxy samples among the private examples, each with a teacher's prediction of it.
 
-        What the student learns from one kind of data it does not forget over the other. An example counts as much as
-        a proxy sample, which counts `trust`, and as `distil` has it where the teacher knows other classes.
+        What the student learns from one kind of data it does not forget over the other. An example counts 1. A proxy
+        sample counts `trust`, less where there are more proxy samples than examples, so that all of them together count
+        no more than the examples do; and as `distil` has it where the teacher knows other classes.
 
         Returns:
             Mean loss of the last epoch.
@@ -198,6 +199,7 @@ class Client(Side):
         kind, examples = self.spec.kind, self.private
         private = kind.forced(examples.inputs, examples.targets)
         public, (values, weights), towards = self.lesson(teacher)
+        share = self.trust * min(1.0, len(private) / max(1, len(public)))
 
         def loss(logits: Tensor, rows: Tensor) -> Tensor:
             own = rows < len(private)
@@ -206,7 +208,7 @@ class Client(Side):
             if len(mine):
                 total = total + len(mine) * kind.loss(logits[own], examples.targets[mine])
             if len(other):
-                total = total + self.trust * len(other) * towards(logits[~own], values[other], weights[other])
+                total = total + share * len(other) * towards(logits[~own], values[other], weights[other])
             return total / len(rows)
 
         inputs = torch.cat([private, public])

@@ -102,7 +102,9 @@ class Gate:
             if answered:
                 raise MismatchError("a second answer", "the first one counts", reason=Reason.DUPLICATE)
             self._check_size(declared_bytes(reply.content))
-            answer = records.read_answer(reply.content, self.order)
+            content = records.opened(reply.content)
+            self._check_size(declared_bytes(content))
+            answer = records.read_answer(content, self.order)
             self._check(answer)
         except (KnowledgeError, MismatchError) as error:
             return self._rejection(error.reason, str(error))

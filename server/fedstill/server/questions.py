@@ -12,6 +12,7 @@ from fedstill.common.cache import updated
 from fedstill.common.context import Memories, uses_context
 from fedstill.common.knowledge import SoftLabels
 from fedstill.common.messages import NO_SAMPLES, Order, TaskOrder
+from fedstill.common.packing import content_bytes, packed
 from fedstill.server.exchange import Reply
 
 
@@ -31,7 +32,7 @@ def write_questions(
             for task, part in order.tasks.items()
         )
         if group not in shared:
-            content = records.write_order(order)
+            content = packed(records.write_order(order), apart=[records.CLIENT])
             shared[group] = content, as_heard(order, content)
         content, one = shared[group]
         questions[name] = records.for_client(content, order)
@@ -39,7 +40,7 @@ def write_questions(
         heard[name] = replace(order, tasks=parts)
         key = (group, order.version, tuple(part.own is not None for part in order.tasks.values()))
         if key not in sizes:
-            sizes[key] = records.content_bytes(questions[name])
+            sizes[key] = content_bytes(questions[name])
         down[name] = sizes[key]
     return questions, heard, down
 
@@ -74,7 +75,7 @@ def replies(asked: Asked, ask: Callable[[Mapping[str, RecordDict]], Iterator[Rep
     again: dict[str, Order] = {}
     for reply in ask(asked.questions):
         if reply.message.has_content() and records.is_plea(reply.message.content) and not reply.again:
-            asked.up[reply.client] = records.content_bytes(reply.message.content)
+            asked.up[reply.client] = content_bytes(reply.message.content)
             again[reply.client] = self_contained(asked.orders[reply.client])
         else:
             yield reply

@@ -23,7 +23,6 @@ from flwr.serverapp import Grid
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fedstill.common import records
 from fedstill.common.algorithm import due, recalls, teaches
 from fedstill.common.context import Remembered, remember, uses_context
 from fedstill.common.errors import QuorumError, Reason
@@ -31,6 +30,7 @@ from fedstill.common.knowledge import Knowledge, Personal
 from fedstill.common.learning import one_thread
 from fedstill.common.messages import ALONE, FINISH, NO_SAMPLES, ROUND, Answer, Method, Metrics, Order, TaskOrder
 from fedstill.common.models import build_model
+from fedstill.common.packing import content_bytes
 from fedstill.common.scenario import Scenario, options
 from fedstill.common.seeding import derive, numpy_rng
 from fedstill.common.sides import Server
@@ -340,7 +340,7 @@ def _collect(turn: Turn, cohort: Sequence[str], *, attempt: int) -> Collected:
         else:
             rejected.append(admitted)
         if reply.message.has_content():
-            up[reply.client] = up.get(reply.client, 0) + records.content_bytes(reply.message.content)
+            up[reply.client] = up.get(reply.client, 0) + content_bytes(reply.message.content)
         if not reply.again:
             pulse = replace(pulse, answered=pulse.answered + 1)
             run.pulse(pulse)

@@ -23,15 +23,13 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from fedstill.common import check
 from fedstill.common.ensemble import mean_soft_labels
 from fedstill.common.errors import ConfigError
 from fedstill.common.knowledge import Contribution, Knowledge, SoftLabels
-from fedstill.common.labels import positions
-from fedstill.common.sides import Client, Server, soft_labels_of
+from fedstill.common.sides import Client, Server, soft_labels_of, taught
 
 MOST_BITS = 16
 """Above that single precision has no room for the levels."""
@@ -82,11 +80,7 @@ class CFD:
     def merge(self, server: Server, contributions: Sequence[Contribution]) -> SoftLabels:
         """The server's model learns from the mean answer, and answers in `down_bits`."""
         mean = mean_soft_labels([soft_labels_of(c.knowledge) for c in contributions], space=server.spec.classes)
-        server.distil(mean, epochs=self.server_epochs)
-        own = server.soft_labels()
-        columns = torch.from_numpy(positions(mean.classes, own.classes))
-        values, _ = server.spec.kind.restrict(torch.from_numpy(own.values), columns)
-        return quantised(replace(own, classes=mean.classes, values=values.numpy()), self.down_bits)
+        return quantised(taught(server, mean, epochs=self.server_epochs), self.down_bits)
 
 
 def quantised(labels: SoftLabels, bits: int) -> SoftLabels:

@@ -1,10 +1,11 @@
 """fedstill's own method: students that doubt what they have not seen, and a teacher that remembers.
 
-In every round client k trains on its private examples and on the public proxy samples at once. With q the last
+In every round client k trains on its n_k private examples and on N public proxy samples at once. With q the last
 consensus, u the doubt, C classes and z the student's raw output, it minimises the mean over both kinds of samples of
 
     private (x, y)    −ln softmax(z(x))_y
-    public x          KL((1 − u) q(x) + u / C  ‖  softmax(z(x))),    u = 1 − (r − 1) / R in round r of R
+    public x          w KL((1 − u) q(x) + u / C  ‖  softmax(z(x))),    u = 1 − (r − 1) / R in round r of R,
+                                                                       w = min(1, n_k / N)
 
 and answers with p_k = softmax(z) on the proxy samples. The server takes the mean of all answers of all rounds and
 hardens it so that every class keeps its share; in the end students learn from that alone, without doubt:
@@ -17,8 +18,9 @@ mean. Even labels on public samples, which hold all classes, teach it to be sure
 elsewhere (outlier exposure, Hendrycks et al. 2019, https://arxiv.org/abs/1812.04606, section 3, with the proxy set as
 outliers): its answer then weighs itself. Doubt has to fade, since students are to learn from the consensus; but not at
 once: a student that believes all of it tells it again, and the consensus hears nothing new. Both kinds of samples in
-each batch keep it from forgetting the one over the other. Remembering is an ensemble over rounds (Laine & Aila 2017,
-https://arxiv.org/abs/1610.02242, section 3.2), in which early answers are the independent ones.
+each batch keep it from forgetting the one over the other; w keeps many public samples from drowning few private ones.
+Remembering is an ensemble over rounds (Laine & Aila 2017, https://arxiv.org/abs/1610.02242, section 3.2), in which
+early answers are the independent ones.
 
 Hardening: a mean of careful opinions is more careful than any of them; plain sharpening lets what is frequent grow.
 Keeping the mean's shares is the distribution alignment of semi-supervised learning (Berthelot et al. 2020,

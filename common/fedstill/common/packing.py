@@ -1,0 +1,138 @@
+"""Records of a message in few bytes: their names and small parts, deflated with a dictionary that both sides know.
+
+A coded prediction of 200 samples takes 150 bytes; the records around it, with their names, digests, options and array
+headers, would take six times as much in every message. A packed message is a RecordDict:
+
+    "fedstill"          ConfigRecord   protocol and run as they were, and packed: all other records and what is left of
+                                       this one, as Flower's protobuf, deflated (RFC 1951)
+    "knowledge.NAME"    ArrayRecord    only if it is large: its own bytes outweigh its names
+
+and what the sender keeps apart.
+
+A stranger's bytes are inflated up to a limit, whatever they would become.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Collection
+
+from flwr.app import ArrayRecord, ConfigRecord, RecordDict
+from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
+from flwr.proto.recorddict_pb2 import RecordDict as Wire
+
+from fedstill.common.errors import KnowledgeError, Reason
+
+HEAD = "fedstill"
+"""Record that every message has."""
+
+LARGEST_PART = 2**11
+"""Bytes of arrays that are packed with the rest; more of them stay as they are."""
+
+LARGEST = 2**22
+"""Bytes that a packed part unpacks to."""
+
+_PACKED = "packed"
+_PLAIN = ("protocol", "run")
+"""Of the head: what both sides compare before they unpack, and a name, which must not change the size of the rest."""
+
+_RAW = -15  # window of 32 KiB, without zlib's header and check sum: gRPC's transport has its own
+
+# Part of the protocol: change it only together with PROTOCOL. What is most usual stands last, where it costs least.
+_DICTIONARY = (
+    b"metrics.\x1afinal.alone.train-loss final.kept-alone trained.teacher-weight.f1.auc.map50.ndcg-at-10.spearman.chrf"
+    b"final.macro-f1final.own-accuracyfinal.class-accuracyfinal.accuracy\x12\t\t"
+    b"alone.macro-f1alone.own-accuracyalone.class-accuracyalone.accuracy\x12\t\t"
+    b"distilled.macro-f1distilled.own-accuracydistilled.class-accuracydistilled.accuracy\x12\t\t"
+    b"trained.macro-f1\x12\t\ttrained.own-accuracy\x12\t\ttrained.class-accuracytrained.accuracy\x12\t\t"
+    b"multi-label pair ranking regression heat-map relations features prototypes parameters embeddings logits "
+    b"values:topk values:int8 values:argmax values token-level float32 <f4 float16 <f2 |i1 int8 uint16 <u2 "
+    b"{'descr': '|u1', 'fortran_order': False, 'shape': (1,), }                                                \n"
+    b"\x1a\rnumpy.ndarray\"\x93NUMPY\x01\x00v\x00{'descr': '|u1', 'fortran_order': False, 'shape': ("
+    b'"method{"algorithm": "dsfl", "options": {"distil-epochs": 2, "temperature": 0.1}, "training": {"adaptive": true, '
+    b'"algorithm": "fedmd", "options": {"distil-epochs": 2, "doubt": 1.0, "memory": true, "temperature": 0.3}, '
+    b'"training": {"adaptive": false, "batch_size": 32, "channels_last": true, "consistency": 0.0, "epochs": 3, '
+    b'"learning_rate": 0.001, "mirror": false, "optimizer": "adam", "precision": "fp32", "warmup": 0, '
+    b'"weight_decay": 0.0}}rawfp16int8topkargmaxsqrtp'
+    b"\x12\x02\x10\x02\n\x10\n\x05codec\x12\x07*\x05sqrtp\n\xda\x02\n\x06method\x12\xcf\x02*\xcc\x02"
+    b'{"algorithm": "fedstill", "options": {"distil-epochs": 2, "doubt": 1.0, "memory": true, "temperature": 0.3}, '
+    b"header.output\x12\r*\x0bcategorical\n3\n\x0eheader.classes\x12!\xca\x01\x1e\n\x010\n\x011\n\x012\n\x013\n\x014"
+    b"\n\x015\n\x016\n\x017\n\x018\n\x019\n\x1f\n\x12header.temperature\x12\t\t\x00\x00\x00\x00\x00\x00\xf0?\n\x1e\n"
+    b"\x0bheader.form\x12\x0f*\rprobabilities\n!\n\x11samples.knowledge\x12\x0c*\nas-ordered\n"
+    b"\x0cvalues:sqrtp\x12\x05uint8\x12\x02\x1a\rnumpy.ndarray\x04kind\x12\r*\x0bsoft-labels\n\x1e\n\r"
+    b"\rsamples.order\x12\t*\x07first 0\n\x14\n\x10knowledge.\x12\x0cproxy-digest\x12B*@\n\x12\x0cnum-examples\x12\x03"
+    b'\n\x0btask.\n\n\x08fedstill"\n\x0e\n\x08protocol\x12\x02\x10\x06\n\x0c\n\x03run\x12\n\x0b\n\x05round\x12\x02\x10'
+    b"\n\x0c\n\x06rounds\x12\x02\x10\x14\n\r\n\x07attempt\x12\x02\x10\x02\n\n\n\x04seed\x12\x02\x10\x02"
+    b"\n\x14\n\x06client\x12\n*\x08client-1\n\r\n\x07version\x12\x02\x10\x02"
+)
+
+
+def content_bytes(content: RecordDict) -> int:
+    """Size of a message's content on the wire, in bytes."""
+    return int(recorddict_to_proto(content).ByteSize())
+
+
+def packed(content: RecordDict, *, apart: Collection[str] = ()) -> RecordDict:
+    """The same message in fewer bytes; as it is if that gains nothing, or if it is larger than anybody would unpack.
+
+    Args:
+        content: its records.
+        apart: names of those that stay as they are.
+    """
+    head = content.config_records.get(HEAD)
+    if head is None or _PACKED in head:
+        return content
+    plain = ConfigRecord({key: head[key] for key in _PLAIN if key in head})
+    small = RecordDict({HEAD: ConfigRecord({key: value for key, value in head.items() if key not in plain})})
+    beside = {}
+    for key, record in content.items():
+        if key == HEAD:
+            continue
+        if key in apart or (isinstance(record, ArrayRecord) and _size(record) > LARGEST_PART):
+            beside[key] = record
+        else:
+            small[key] = record
+    data = recorddict_to_proto(small).SerializeToString(deterministic=True)
+    if len(data) > LARGEST:
+        return content
+    press = zlib.compressobj(9, zlib.DEFLATED, _RAW, zdict=_DICTIONARY)
+    plain[_PACKED] = press.compress(data) + press.flush()
+    short = RecordDict({HEAD: plain, **beside})
+    return min(content, short, key=content_bytes)
+
+
+def unpacked(content: RecordDict) -> RecordDict:
+    """The records as they were before `packed`; those of a message that is not packed as they are.
+
+    Raises:
+        KnowledgeError: for bytes that `packed` did not make.
+    """
+    head = content.config_records.get(HEAD, ConfigRecord())
+    data = head.get(_PACKED)
+    if not isinstance(data, bytes):
+        return content
+    try:
+        inner = recorddict_from_proto(Wire.FromString(_inflated(data)))
+    except KnowledgeError:
+        raise
+    except Exception as error:  # the border: protobuf's and zlib's errors have no common base
+        raise KnowledgeError(f"a packed message of {len(data)} bytes", f"expected records: {error}") from None
+    rest = inner.config_records.get(HEAD, ConfigRecord())
+    outer = {key: value for key, value in head.items() if key != _PACKED}
+    return RecordDict({**inner, **content, HEAD: ConfigRecord({**outer, **rest})})
+
+
+def _inflated(data: bytes) -> bytes:
+    press = zlib.decompressobj(_RAW, zdict=_DICTIONARY)
+    plain = press.decompress(data, LARGEST)
+    if not press.eof:
+        raise KnowledgeError(
+            f"a packed message of {len(data)} bytes",
+            f"expected all of one that unpacks to at most {LARGEST}",
+            reason=Reason.TOO_LARGE,
+        )
+    return plain
+
+
+def _size(record: ArrayRecord) -> int:
+    return sum(len(array.data) for array in record.values())

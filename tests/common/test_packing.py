@@ -1,0 +1,115 @@
+"""Messages in few bytes: nothing is lost, nothing is inflated without limit, and broken bytes are refused."""
+
+from __future__ import annotations
+
+import zlib
+from typing import Any
+
+import numpy as np
+import pytest
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from flwr.common.serde import recorddict_to_proto
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fedstill.common.errors import KnowledgeError, MismatchError, Reason
+from fedstill.common.packing import LARGEST, LARGEST_PART, content_bytes, packed, unpacked
+from fedstill.common.records import opened
+
+TEXTS = st.text(max_size=12)
+VALUES = st.integers(-(2**62), 2**62) | st.floats(allow_nan=False) | TEXTS | st.binary(max_size=40) | st.booleans()
+
+
+def message(**head: Any) -> RecordDict:
+    return RecordDict({"fedstill": ConfigRecord({"protocol": 3, "run": "r", "round": 7, **head})})
+
+
+def same(one: RecordDict, other: RecordDict) -> bool:
+    by_name = [sorted((recorddict_to_proto(c)).SerializeToString(deterministic=True)) for c in (one, other)]
+    return set(one) == set(other) and by_name[0] == by_name[1]
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.dictionaries(TEXTS.map("x".__add__), VALUES, max_size=5),
+    st.dictionaries(TEXTS.map("task.".__add__), st.dictionaries(TEXTS, VALUES, max_size=4), max_size=3),
+    st.integers(0, 3000),
+)
+def test_what_is_packed_comes_out_again(head: dict[str, Any], tasks: dict[str, dict[str, Any]], size: int) -> None:
+    content = message(**head)
+    for name, values in tasks.items():
+        content[name] = ConfigRecord(values)
+        content[f"metrics.{name}"] = MetricRecord({"a": 0.5, "b": [0.25, float("nan")]})
+        content[f"knowledge.{name}"] = ArrayRecord({"values": Array(np.arange(size, dtype=np.uint8))})
+    small = packed(content, apart=["task."])
+    assert content_bytes(small) <= content_bytes(content)
+    assert same(unpacked(small), content)
+    assert same(unpacked(content), content)
+    assert content_bytes(packed(small)) == content_bytes(small)
+
+
+def test_only_names_of_both_sides_are_to_be_seen_from_outside() -> None:
+    content = message(text="a" * 500)
+    content["client"] = ConfigRecord({"version": 4})
+    small = packed(content, apart=["client"])
+    assert dict(small.config_records["client"]) == {"version": 4}
+    assert set(small.config_records["fedstill"]) == {"protocol", "run", "packed"}
+
+
+@pytest.mark.parametrize("name", ["a", "z", "9-"])
+def test_a_runs_name_does_not_change_the_size_of_the_rest(name: str) -> None:
+    sizes = [content_bytes(packed(message(run=run * 20, text="t" * 300))) for run in ("k", name)]
+    assert sizes[1] - sizes[0] == 20 * (len(name) - 1)
+
+
+def test_large_arrays_stay_as_they_are() -> None:
+    content = message(text="a" * 500)
+    for name, size in (("large", LARGEST_PART + 1), ("small", 100)):
+        content[f"knowledge.{name}"] = ArrayRecord({"values": Array(np.zeros(size, np.uint8))})
+    small = packed(content)
+    assert set(small) == {"fedstill", "knowledge.large"}
+    assert small["knowledge.large"] is content["knowledge.large"]
+
+
+def test_little_is_not_made_more() -> None:
+    content = message()
+    assert packed(content) is content
+    headless = RecordDict({"other": ConfigRecord({"text": "a" * 500})})
+    assert packed(headless) is headless
+
+
+def test_no_more_is_inflated_than_may_be() -> None:
+    content = message(text="a" * (LARGEST + 1))
+    assert packed(content) is content
+    press = zlib.compressobj(9, zlib.DEFLATED, -15)
+    bomb = press.compress(bytes(50 * LARGEST)) + press.flush()
+    assert len(bomb) < LARGEST / 10
+    with pytest.raises(KnowledgeError, match="expected all of one that unpacks to at most") as caught:
+        unpacked(message(packed=bomb))
+    assert caught.value.reason is Reason.TOO_LARGE
+
+
+@settings(deadline=None, max_examples=150)
+@given(st.integers(0, 10_000), st.integers(0, 7), st.booleans())
+def test_broken_bytes_are_refused_or_read_as_records(place: int, bit: int, cut: bool) -> None:
+    content = message(text="some text", number=0.5)
+    content["task.pets"] = ConfigRecord({"classes": ["cat", "dog"] * 20})
+    small = packed(content)
+    data = bytearray(small.config_records["fedstill"]["packed"])  # type: ignore[arg-type]
+    place %= len(data)
+    if cut:
+        del data[place:]
+    else:
+        data[place] ^= 1 << bit
+    small.config_records["fedstill"]["packed"] = bytes(data)
+    try:
+        read = unpacked(small)
+    except KnowledgeError:
+        return
+    assert not cut
+    assert isinstance(read, RecordDict)
+
+
+def test_the_protocol_is_compared_before_anything_is_inflated() -> None:
+    with pytest.raises(MismatchError, match="protocol 2: expected 3"):
+        opened(message(protocol=2, packed=b"\xff\xff"))
