@@ -133,8 +133,8 @@ def test_cached_labels_are_not_asked_for(codec: str, width: int, play_small: Pla
     assert traffic(kept, "up")[1] == traffic(full, "up")[1]
     clients = len(kept.records[1]["accepted"])
     for before, now in zip(traffic(full, "up")[2:7], traffic(kept, "up")[2:7], strict=True):
-        # Packing gains a little on what is saved, too.
-        assert before - now == pytest.approx(clients * 60 * width, rel=0.1)
+        # Packing makes the labels that were saved a little smaller, too: those in half precision by an eighth.
+        assert before - now == pytest.approx(clients * 60 * width, rel=0.2)
 
 
 def test_remembered_labels_do_not_travel() -> None:
