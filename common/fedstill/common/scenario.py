@@ -17,7 +17,8 @@ from fedstill.common.codec import Codec
 from fedstill.common.errors import ConfigError, nearest
 from fedstill.common.learning import Training
 from fedstill.common.outputs import output_kind
-from fedstill.common.registry import ALGORITHMS, CODECS, TASKS
+from fedstill.common.query import check_choice
+from fedstill.common.registry import ALGORITHMS, CODECS, QUERIES, TASKS
 from fedstill.common.task import Task
 
 _TASK_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
@@ -32,13 +33,15 @@ class ProxyPlan:
 
     Attributes:
         samples: how many are taken from the data set, before the clients get theirs.
-        per_round: how many of them a round is about, drawn anew each round; 0 for all.
+        per_round: how many of them a round is about, chosen anew each round; 0 for all.
+        choose: the query strategy that chooses them.
         shared: tasks with the same name here have the same proxy samples: the same rows if they read the same inputs,
             else pairs of the same class. "" for samples of the task's own.
     """
 
     samples: int = 500
     per_round: int = 0
+    choose: str = "random"
     shared: str = ""
 
     def __post_init__(self) -> None:
@@ -47,6 +50,16 @@ class ProxyPlan:
         if self.per_round > self.samples:
             raise ConfigError(
                 f"proxy.per-round={self.per_round}", f"expected at most proxy.samples={self.samples}", "lower it"
+            )
+        needs, told = QUERIES.get(self.choose).needs, f"proxy.choose='{self.choose}'"
+        if needs and self.shared:
+            raise ConfigError(
+                f"{told} with proxy.shared='{self.shared}'",
+                "expected 'random', because all tasks that share are asked about the same samples",
+            )
+        if needs and self.per_round in (0, self.samples):
+            raise ConfigError(
+                f"{told} with all {self.samples} samples in every round", "expected fewer", "set proxy.per-round"
             )
 
 
@@ -219,6 +232,7 @@ class Scenario:
                     "expected probabilities, of which padding has none",
                     'set algorithm.scores = "probabilities"',
                 )
+            check_choice(name, plan.proxy.choose, output=plan.task.output, exchange=self.algorithm.exchange)
             if self.training.consistency:
                 check_views(name, output=plan.task.output, modality=plan.task.modality)
             for client in plan.clients:

@@ -35,7 +35,7 @@ from fedstill.common.packing import content_bytes
 from fedstill.common.scenario import Scenario, options
 from fedstill.common.seeding import derive, numpy_rng
 from fedstill.common.sides import Server
-from fedstill.server import merging, telling
+from fedstill.server import merging, querying, telling
 from fedstill.server import roster as rosters
 from fedstill.server.admission import Gate, Rejection, TaskGate
 from fedstill.server.exchange import Clock, Reply, ask
@@ -218,7 +218,11 @@ def _advance(turn: Turn) -> RunState:
         weights = {key: value.clone() for key, value in side.model.state_dict().items()}
         own, heard = _remembered(turn, name, collected)
         recalled = _recalled(turn, name, collected, knowledge)
-        tasks[name] = TaskState(knowledge, weights, dict(side.memory), own, heard, personal.get(name, {}), recalled)
+        pool = querying.after(
+            run.tasks[name], _pool(turn, name), [*collected.answers.values()], consensus.get(name), step=turn.step
+        )
+        memory = dict(side.memory)
+        tasks[name] = TaskState(knowledge, weights, memory, own, heard, personal.get(name, {}), recalled, pool)
     saved = {} if turn.kind == "alone" else dict.fromkeys(collected.answers, turn.step)
     record = StepRecord(
         kind=turn.kind,
@@ -408,7 +412,13 @@ def _order(turn: Turn, client: str, attempt: int, about: Mapping[str, NDArray[np
 def _samples(turn: Turn, task: str) -> NDArray[np.int64]:
     """The proxy samples that this step is about; what is told at the start is about those of round 1."""
     own = turn.run.tasks[task]
-    return own.proxy.draw(own.per_round, seed=derive(turn.run.scenario.seed, "samples", own.group, max(turn.step, 1)))
+    seed = derive(turn.run.scenario.seed, "samples", own.group, max(turn.step, 1))
+    return querying.chosen(own, _pool(turn, task), seed=seed)
+
+
+def _pool(turn: Turn, task: str) -> Mapping[str, Tensor]:
+    before = turn.state.tasks.get(task)
+    return before.pool if before is not None else {}
 
 
 def _asked_about(turn: Turn, task: str) -> NDArray[np.int64]:

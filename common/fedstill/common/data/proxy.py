@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -12,6 +13,9 @@ from torch import Tensor
 
 from fedstill.common.errors import ConfigError, DataError, KnowledgeError, Reason
 from fedstill.common.seeding import numpy_rng
+
+Choose = Callable[[int, np.random.Generator], NDArray[np.int64]]
+"""So many different samples, chosen with the help of chance."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -58,8 +62,13 @@ class ProxySet:
             return self.inputs
         return self.inputs[samples.tolist()]
 
-    def draw(self, count: int, *, seed: int) -> NDArray[np.int64]:
+    def draw(self, count: int, *, seed: int, choose: Choose | None = None) -> NDArray[np.int64]:
         """The ids of `count` samples, sorted; all of them for `count` 0.
+
+        Args:
+            count: how many.
+            seed: of chance.
+            choose: which, if not all; None for a sample without replacement.
 
         Raises:
             ConfigError: if the set is smaller than that.
@@ -68,7 +77,9 @@ class ProxySet:
             return np.arange(len(self), dtype=np.int64)
         if count > len(self):
             raise ConfigError(f"proxy.per-round={count}", f"expected at most {len(self)}, the size of the proxy set")
-        return np.sort(numpy_rng(seed, "proxy").choice(len(self), count, replace=False)).astype(np.int64)
+        chance = numpy_rng(seed, "proxy")
+        drawn = chance.choice(len(self), count, replace=False) if choose is None else choose(count, chance)
+        return np.sort(drawn).astype(np.int64)
 
 
 def content_digest(inputs: Tensor) -> str:
