@@ -81,7 +81,9 @@ def spoken() -> dict[str, str]:
             consensus, told = (knowledge(what, speaker, number) for speaker in ("server", "client"))
             samples = told.samples if isinstance(told, SoftLabels) else np.arange(5)
             task = TaskOrder("digest", samples, consensus, own=own, heard=heard)
-            order = Order("run", number, ROUNDS, 1, 1, number - 1, Method("m", {}, Training(), codec), {"t": task})
+            order = Order(
+                "run", number, ROUNDS, 1, 1, number - 1, Method("m", {}, Training(), CODECS.get(codec)()), {"t": task}
+            )
             question = packed(records.write_order(order), apart=[records.CLIENT])
             asked = as_heard(order, question)
             answer = Answer("c", "run", number, 1, number - 1, {"t": TaskAnswer("digest", 9, told, {"accuracy": 0.5})})
@@ -90,7 +92,7 @@ def spoken() -> dict[str, str]:
                 wire = recorddict_to_proto(content).SerializeToString(deterministic=True)
                 found[f"{name(codec, what, number, remembers=remembers)}, {which}"] = wire.hex()
             if remembers:
-                own, heard = remember_through(told, codec), remember(asked.tasks["t"].knowledge)
+                own, heard = remember_through(told, CODECS.get(codec)()), remember(asked.tasks["t"].knowledge)
     return found
 
 

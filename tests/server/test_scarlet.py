@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from fedstill.common import records
 from fedstill.common.algorithms.scarlet import Scarlet
+from fedstill.common.codecs.raw import Raw
 from fedstill.common.errors import ConfigError, QuorumError
 from fedstill.common.knowledge import Contribution, SoftLabels
 from fedstill.common.learning import Training
@@ -159,7 +160,7 @@ def test_remembered_labels_do_not_travel() -> None:
 
     def size(recalled: NDArray[np.int64]) -> int:
         task = TaskOrder("digest", np.arange(1000), knowledge, recalled=recalled)
-        method = Method("scarlet", {}, Training(), "raw")
+        method = Method("scarlet", {}, Training(), Raw())
         return content_bytes(records.write_order(Order("run", 3, 9, 1, 1, 2, method, {"pets": task})))
 
     scattered = np.flatnonzero(np.arange(1000) % 10 < 7)

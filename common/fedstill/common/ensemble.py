@@ -86,6 +86,38 @@ def stacked(
     return samples, classes, values, np.stack(there).reshape(len(opinions), len(samples), *positions, len(classes))
 
 
+def disagreement(opinions: Sequence[SoftLabels], *, space: Classes) -> NDArray[np.float64]:
+    """How far opinions lie apart: H(mean_k p_k) − mean_k H(p_k), the Jensen–Shannon divergence of those on each sample.
+
+    Houlsby et al. 2011 (https://arxiv.org/abs/1112.5745, equation 2), with models in place of draws from a posterior.
+
+    Args:
+        opinions: as for `mean_soft_labels`, of a kind whose opinions have a mean and an entropy. Of a class that one
+            does not know it says what the mean of those says that do, all brought to a sum of 1 again.
+        space: the task's label space.
+
+    Returns:
+        (N,) in nats, >= 0, for each sample that somebody has, in the order of their ids.
+
+    Raises:
+        KnowledgeError: if the opinions do not go together.
+        UnsupportedError: for a kind without entropy.
+    """
+    kind = output_kind(_same(opinions).output)
+    _, _, values, there = stacked([_softened(opinion) for opinion in opinions], space=space)
+    has = there.any(-1, keepdims=True)
+    filled = values.astype(np.float64)
+    if not there.all():
+        mean = filled.sum(0) / there.sum(0).clip(min=1)
+        filled = kind.normalise(np.where(there, filled, mean)) * has
+    pooled = filled.sum(0) / has.sum(0)
+    own = np.stack([kind.entropy(torch.from_numpy(one)).numpy() for one in filled])
+    counts = has.reshape(own.shape)
+    apart = kind.entropy(torch.from_numpy(pooled)).numpy() - (own * counts).sum(0) / counts.sum(0)
+    result: NDArray[np.float64] = apart.clip(min=0)
+    return result
+
+
 def sharpened(labels: SoftLabels, temperature: float) -> SoftLabels:
     """Entropy reduction of an aggregate: softmax(q / T) of its probabilities (DS-FL, Itahara et al. 2021, eq. 8).
 
@@ -203,6 +235,14 @@ def mean_parameters(opinions: Sequence[Parameters], weights: Sequence[float]) ->
         mean = total / shares.sum()
         averaged[name] = np.asarray(np.rint(mean) if array.dtype.kind in "iu" else mean).astype(array.dtype)
     return Parameters(first.model, averaged)
+
+
+def _softened(labels: SoftLabels) -> SoftLabels:
+    """Raw outputs as probabilities at temperature 1."""
+    if labels.form == "probabilities":
+        return labels
+    soft = output_kind(labels.output).soften(torch.from_numpy(labels.values), 1.0).numpy()
+    return replace(labels, values=soft, form="probabilities", temperature=1.0)
 
 
 def _check_probabilities(labels: SoftLabels, purpose: str) -> None:

@@ -81,3 +81,4 @@ ALGORITHMS = Registry("algorithm", "fedstill.common.algorithms", "fedstill.algor
 TASKS = Registry("task", "fedstill.common.tasks", "fedstill.tasks")
 MODELS = Registry("model family", "fedstill.common.models", "fedstill.models")
 CODECS = Registry("codec", "fedstill.common.codecs", "fedstill.codecs")
+QUERIES = Registry("query strategy", "fedstill.common.queries", "fedstill.queries")

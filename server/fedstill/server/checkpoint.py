@@ -48,6 +48,7 @@ def save(folder: Path, state: RunState) -> None:
         tensors |= {f"{name}/model/{key}": value for key, value in task.model.items()}
         tensors |= {f"{name}/memory/{key}": value for key, value in task.memory.items()}
         tensors |= {f"{name}/recalled/{key}": value for key, value in task.recalled.items()}
+        tensors |= {f"{name}/pool/{key}": value for key, value in task.pool.items()}
         tasks[name] = _write_knowledge(f"{name}/knowledge", task.knowledge, tensors)
         if task.personal:
             personal[name] = _write_personal(name, task.personal, tensors)
@@ -170,6 +171,7 @@ def _read_task(
         memory("heard") if remembered.get("heard") else None,
         {client: pieces[place] for client, place in personal.get("clients", {}).items()},
         _under(tensors, f"{name}/recalled/"),
+        _under(tensors, f"{name}/pool/"),
     )
 
 

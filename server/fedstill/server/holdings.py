@@ -32,6 +32,7 @@ class ServerTask:
         test: samples to measure with, or None.
         pooled: all private data in one place; None outside a simulation.
         features: width of the features in the clients' prototypes or embeddings; 0 for none.
+        choose: the query strategy that chooses the samples of a round.
     """
 
     task: Task
@@ -44,6 +45,7 @@ class ServerTask:
     test: Examples | None
     pooled: Callable[[], Examples] | None
     features: int = 0
+    choose: str = "random"
 
 
 def simulated(scenario: Scenario, data_dir: Path | None) -> Mapping[str, ServerTask]:
@@ -75,6 +77,7 @@ def simulated(scenario: Scenario, data_dir: Path | None) -> Mapping[str, ServerT
             features=feature_width(scenario.algorithm, _widths(scenario.tasks[name].models, share.spec))
             if averaged
             else 0,
+            choose=scenario.tasks[name].proxy.choose,
         )
         for name, share in federation.tasks.items()
     }

@@ -24,7 +24,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedstill.common.algorithm import due, recalls, teaches
-from fedstill.common.context import Remembered, remember, uses_context
+from fedstill.common.codec import with_context
+from fedstill.common.context import Remembered, remember
 from fedstill.common.errors import QuorumError, Reason
 from fedstill.common.knowledge import Knowledge, Personal
 from fedstill.common.learning import one_thread
@@ -34,7 +35,7 @@ from fedstill.common.packing import content_bytes
 from fedstill.common.scenario import Scenario, options
 from fedstill.common.seeding import derive, numpy_rng
 from fedstill.common.sides import Server
-from fedstill.server import merging, telling
+from fedstill.server import merging, querying, telling
 from fedstill.server import roster as rosters
 from fedstill.server.admission import Gate, Rejection, TaskGate
 from fedstill.server.exchange import Clock, Reply, ask
@@ -217,7 +218,11 @@ def _advance(turn: Turn) -> RunState:
         weights = {key: value.clone() for key, value in side.model.state_dict().items()}
         own, heard = _remembered(turn, name, collected)
         recalled = _recalled(turn, name, collected, knowledge)
-        tasks[name] = TaskState(knowledge, weights, dict(side.memory), own, heard, personal.get(name, {}), recalled)
+        pool = querying.after(
+            run.tasks[name], _pool(turn, name), [*collected.answers.values()], consensus.get(name), step=turn.step
+        )
+        memory = dict(side.memory)
+        tasks[name] = TaskState(knowledge, weights, memory, own, heard, personal.get(name, {}), recalled, pool)
     saved = {} if turn.kind == "alone" else dict.fromkeys(collected.answers, turn.step)
     record = StepRecord(
         kind=turn.kind,
@@ -235,7 +240,7 @@ def _advance(turn: Turn) -> RunState:
 
 def _remembered(turn: Turn, task: str, collected: Collected) -> tuple[dict[str, Remembered], Remembered | None]:
     """What clients told and heard, for a codec that makes use of it."""
-    if turn.kind == "alone" or not uses_context(turn.run.scenario.codec):
+    if turn.kind == "alone" or with_context(turn.run.scenario.codec) is None:
         return {}, None
     own = dict(turn.state.tasks[task].own)
     for client, answer in collected.answers.items():
@@ -407,7 +412,13 @@ def _order(turn: Turn, client: str, attempt: int, about: Mapping[str, NDArray[np
 def _samples(turn: Turn, task: str) -> NDArray[np.int64]:
     """The proxy samples that this step is about; what is told at the start is about those of round 1."""
     own = turn.run.tasks[task]
-    return own.proxy.draw(own.per_round, seed=derive(turn.run.scenario.seed, "samples", own.group, max(turn.step, 1)))
+    seed = derive(turn.run.scenario.seed, "samples", own.group, max(turn.step, 1))
+    return querying.chosen(own, _pool(turn, task), seed=seed)
+
+
+def _pool(turn: Turn, task: str) -> Mapping[str, Tensor]:
+    before = turn.state.tasks.get(task)
+    return before.pool if before is not None else {}
 
 
 def _asked_about(turn: Turn, task: str) -> NDArray[np.int64]:

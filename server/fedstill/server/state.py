@@ -24,6 +24,7 @@ class TaskState:
         heard: what the clients of the last step were told, likewise; None where each was told something else.
         personal: by client, what is told in place of `knowledge`.
         recalled: who remembers which labels, for a method whose clients keep what they are told; see `telling`.
+        pool: what is known of the proxy samples, for a strategy that chooses among them; see `querying`.
     """
 
     knowledge: Knowledge | None
@@ -33,6 +34,7 @@ class TaskState:
     heard: Remembered | None = None
     personal: Mapping[str, Knowledge] = field(default_factory=dict)
     recalled: Mapping[str, Tensor] = field(default_factory=dict)
+    pool: Mapping[str, Tensor] = field(default_factory=dict)
 
     def told(self, client: str) -> Knowledge | None:
         """What a client is told next."""

@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import tomllib
 
-from fedstill.common.registry import ALGORITHMS, CODECS, MODELS, TASKS, first_line
+from fedstill.common.registry import ALGORITHMS, CODECS, MODELS, QUERIES, TASKS, first_line
 from fedstill.common.sources import named_scenarios
 from fedstill.server.teacher import TEACHERS
 
-_REGISTRIES = {"algorithms": ALGORITHMS, "tasks": TASKS, "teachers": TEACHERS, "codecs": CODECS}
+_REGISTRIES = {
+    "algorithms": ALGORITHMS,
+    "tasks": TASKS,
+    "teachers": TEACHERS,
+    "codecs": CODECS,
+    "queries": QUERIES,
+}
 
 
 def catalogue(kind: str) -> dict[str, dict[str, str]]:
     """Every entry of a kind, as name → {"what", "paper"}.
 
     Args:
-        kind: "algorithms", "tasks", "models", "teachers", "codecs" or "scenarios".
+        kind: "algorithms", "tasks", "models", "teachers", "codecs", "queries" or "scenarios".
     """
     if kind == "scenarios":
         return {name: {"what": tomllib.loads(text).get("description", "")} for name, text in named_scenarios().items()}

@@ -49,6 +49,7 @@ class Kind(StrEnum):
     MODELS = "models"
     TEACHERS = "teachers"
     CODECS = "codecs"
+    QUERIES = "queries"
     SCENARIOS = "scenarios"
 
 
@@ -269,7 +270,7 @@ def list_(
     kind: Annotated[Kind | None, typer.Argument(help="What to list. [default: everything]")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show what there is: algorithms, tasks, models, teachers, codecs and scenarios, with a line and a paper each."""
+    """Show what there is: algorithms, tasks, models, teachers, codecs, queries and scenarios, with a line and a paper."""
     from rich.table import Table
 
     from fedstill.simulations.catalogue import catalogue

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -13,6 +14,9 @@ from torch import Tensor
 from fedstill.common.errors import ConfigError, DataError, KnowledgeError, Reason
 from fedstill.common.seeding import numpy_rng
 
+Choose = Callable[[int, np.random.Generator], NDArray[np.int64]]
+"""So many different samples, chosen with the help of chance."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ProxySet:
@@ -20,7 +24,7 @@ class ProxySet:
 
     Attributes:
         inputs: (P, …) inputs as the models read them.
-        digest: SHA-256 of content, shape and type, hexadecimal.
+        digest: of content, shape and type: see `content_digest`.
 
     Raises:
         DataError: if a sample has numbers that are not finite.
@@ -58,8 +62,13 @@ class ProxySet:
             return self.inputs
         return self.inputs[samples.tolist()]
 
-    def draw(self, count: int, *, seed: int) -> NDArray[np.int64]:
+    def draw(self, count: int, *, seed: int, choose: Choose | None = None) -> NDArray[np.int64]:
         """The ids of `count` samples, sorted; all of them for `count` 0.
+
+        Args:
+            count: how many.
+            seed: of chance.
+            choose: which, if not all; None for a sample without replacement.
 
         Raises:
             ConfigError: if the set is smaller than that.
@@ -68,12 +77,18 @@ class ProxySet:
             return np.arange(len(self), dtype=np.int64)
         if count > len(self):
             raise ConfigError(f"proxy.per-round={count}", f"expected at most {len(self)}, the size of the proxy set")
-        return np.sort(numpy_rng(seed, "proxy").choice(len(self), count, replace=False)).astype(np.int64)
+        chance = numpy_rng(seed, "proxy")
+        drawn = chance.choice(len(self), count, replace=False) if choose is None else choose(count, chance)
+        return np.sort(drawn).astype(np.int64)
 
 
 def content_digest(inputs: Tensor) -> str:
-    """SHA-256 of a tensor's type, shape and content, independent of its memory layout."""
+    """A tensor's type, shape and content in sixteen hexadecimal digits, independent of its memory layout.
+
+    The first quarter of SHA-256: it tells sets apart that differ by accident, travels in every message, and guards
+    against nobody who wants two sets to look the same.
+    """
     array = np.ascontiguousarray(inputs.numpy())
     digest = hashlib.sha256(f"{array.dtype.str}{array.shape}".encode())
     digest.update(array.tobytes())
-    return digest.hexdigest()
+    return digest.hexdigest()[:16]

@@ -13,6 +13,7 @@ from typing import Any
 
 from fedstill.common.algorithm import Algorithm, check_plan, one_round
 from fedstill.common.errors import ConfigError
+from fedstill.common.query import check_choice
 from fedstill.common.registry import ALGORITHMS
 from fedstill.common.scenario import Scenario, parse
 from fedstill.common.sources import override, read_table
@@ -112,6 +113,8 @@ def misfit(scenario: Scenario, method: type[Algorithm]) -> str:
     """Why a method has no meaning for a scenario; "" if it has."""
     try:
         check_plan(method, teacher=scenario.teacher.name, rounds=1)
+        for name, own in scenario.tasks.items():
+            check_choice(name, own.proxy.choose, output=own.task.output, exchange=method.exchange)
     except ConfigError as error:
         return str(error)
     for name, own in scenario.tasks.items():
