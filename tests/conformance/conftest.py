@@ -55,6 +55,17 @@ _RULES: dict[str, Callable[[Tensor], Tensor]] = {
 """Targets of inputs."""
 
 
+_HAS: dict[str, Callable[[Tensor, int], Tensor]] = {
+    "categorical": lambda targets, place: targets == place,
+    "multi-label": lambda targets, place: targets[:, place] > 0,
+    "ranking": lambda targets, place: targets[:, place] > 0,
+    "regression": lambda targets, place: targets[:, 0] > place + 0.5,
+    "token-level": lambda targets, place: (targets == place).any(-1),
+    "sequence": lambda targets, place: (targets == END + 1 + place).any(-1),
+}
+"""Whether a class occurs in targets."""
+
+
 @dataclass(frozen=True)
 class Synthetic:
     """Data of one output kind: a rule of four numbers, or of the words of a text.
@@ -93,6 +104,18 @@ class Synthetic:
     def examples(self, count: int, owner: str) -> Examples:
         inputs = self._inputs(count, owner)
         return Examples(inputs, self.targets(inputs))
+
+    def lacking(self, count: int, owner: str) -> Examples:
+        """Examples in which one class, which one depends on the owner, does not occur; of numbers, the high ones."""
+        if self.output == "dense":
+            blank = torch.zeros(count, 1, 8, 8)  # of the only class of objects there is none
+            return Examples(blank, self.targets(blank))
+        whole = self.examples(40 * count, owner)
+        absent = int(owner[-1]) % min(len(self.spec.classes), 3)
+        kept = torch.nonzero(~_HAS[self.output](whole.targets, absent)).flatten()[:count]
+        if len(kept) < count:
+            raise ValueError(f"{owner} has only {len(kept)} examples without class {absent}")
+        return Examples(whole.inputs[kept], whole.targets[kept])
 
     def targets(self, inputs: Tensor) -> Tensor:
         return _RULES[self.output](inputs)

@@ -44,12 +44,14 @@ class Played:
         told: what went back to the clients after each round; of personal knowledge the common part.
         own: what went back to one client alone, after each round.
         answers: of the last round.
+        heard: answers of all rounds.
         models: everybody's weights in the end.
     """
 
     told: list[Knowledge | None]
     own: list[Mapping[str, Knowledge]]
     answers: list[Contribution]
+    heard: list[Contribution]
     models: dict[str, Mapping[str, Tensor]]
 
 
@@ -61,17 +63,22 @@ def drive(
     clients: int = 3,
     rounds: int = 2,
     dropped: Collection[tuple[int, int]] = (),
+    absent: Collection[tuple[int, int]] = (),
     classes: Mapping[int, Classes] = {},
+    lacking: bool = False,
 ) -> Played:
     """Two rounds of a method with its four functions, as the engine calls them.
 
     Args:
         dropped: (round, client) of answers that do not arrive.
+        absent: (round, client) of those who are not asked.
         classes: what a client's model knows, if not everything.
+        lacking: each client has no example of one class.
     """
     method = METHODS[name]()
     proxy = data.proxy
-    private = {number: data.examples(18 + 3 * number, f"client-{number}") for number in range(clients)}
+    examples = data.lacking if lacking else data.examples
+    private = {number: examples(18 + 3 * number, f"client-{number}") for number in range(clients)}
     specs = {number: data.spec.over(classes.get(number, data.spec.classes)) for number in range(clients)}
     for number, known in classes.items():
         private[number] = _only(private[number], data.spec.classes, known)
@@ -112,9 +119,12 @@ def drive(
     told: list[Knowledge | None] = [first.common if isinstance(first, Personal) else first]
     own: list[Mapping[str, Knowledge]] = [dict(first.own) if isinstance(first, Personal) else {}]
     answers: list[Contribution] = []
+    heard: list[Contribution] = []
     for step in range(1, rounds + 1):
         answers = []
         for number, side in sides.items():
+            if (step, number) in absent:
+                continue
             side.round, side.seed = step, derive(seed, "client", number, step)
             if (received := own[-1].get(side.name, told[-1])) is not None:
                 method.absorb(side, received)
@@ -123,10 +133,11 @@ def drive(
                 answers.append(Contribution(side.name, len(side.private), knowledge))
         server.round, server.seed = step, derive(seed, "server", step)
         merged = method.merge(server, answers)
+        heard.extend(answers)
         told.append(merged.common if isinstance(merged, Personal) else merged)
         own.append(dict(merged.own) if isinstance(merged, Personal) else {})
     weights: dict[str, Mapping[str, Tensor]] = {side.name: side.model.state_dict() for side in sides.values()}
-    return Played(told, own, answers, {**weights, "server": server.model.state_dict()})
+    return Played(told, own, answers, heard, {**weights, "server": server.model.state_dict()})
 
 
 def _only(examples: Examples, space: Classes, known: Classes) -> Examples:
@@ -296,6 +307,31 @@ def test_classes_that_some_clients_lack(name: str, output: str, synthetic: Any) 
     alone = drive(name, synthetic(output), clients=1, classes={0: ("b", "c")}).told[-1]
     assert isinstance(alone, SoftLabels)
     assert alone.classes == ("b", "c")
+
+
+@pytest.mark.parametrize(("name", "output"), PAIRS)
+def test_clients_that_lack_classes_and_come_and_go(name: str, output: str, synthetic: Any) -> None:
+    """Nobody has every class, nobody is there in every round, and one comes for the first time in the second."""
+    data = synthetic(output)
+    rounds = 1 if one_round(METHODS[name]) else 3
+    absent = {(1, 2), (2, 0), (3, 1)}
+
+    played = drive(name, data, rounds=rounds, absent=absent, lacking=True)
+
+    exchanging = METHODS[name].exchange in KNOWLEDGE
+    assert len(played.heard) == (2 * rounds if exchanging else 0)
+    told = [one for pair in zip(played.told, played.own, strict=True) for one in everything(Personal(*pair)).values()]
+    assert len(told) >= (rounds if exchanging else 0)
+    for one in [*told, *(answer.knowledge for answer in played.heard)]:
+        assert all(np.isfinite(array).all() for array in one.arrays().values() if array.dtype.kind == "f")
+        assert same_knowledge(type(one).from_parts(one.header(), one.arrays()), one)  # it is checked again
+        if isinstance(one, SoftLabels):
+            assert one.output == output
+            assert set(one.classes) <= set(data.spec.classes)
+            assert set(one.samples.tolist()) <= set(range(24))
+            assert len(one.samples)
+    for model in played.models.values():
+        assert all(bool(torch.isfinite(value.double()).all()) for value in model.values())
 
 
 @pytest.mark.parametrize(("name", "output"), EXCHANGING)
