@@ -107,7 +107,19 @@ def test_malformed_arrays(arrays: Arrays) -> None:
     assert caught.value.reason == Reason.SHAPE
 
 
-def test_a_small_message_must_not_fill_the_memory() -> None:
-    with pytest.raises(KnowledgeError, match="expected at most 268435456 numbers") as caught:
-        CODEC.decode(packed(width=np.array(2**40)))
+@pytest.mark.parametrize(("rows", "width"), [(2, 2**40), (2, 2**16 + 1), (2**12 + 1, 2**16)])
+def test_a_small_message_must_not_fill_the_memory(rows: int, width: int) -> None:
+    """Not even one whose width was hit by a flipped bit."""
+    arrays: Arrays = {
+        "x": np.zeros((rows, 1), np.float32),
+        "x:places": np.zeros((rows, 1), np.uint16),
+        "x:width": np.array(width),
+    }
+    with pytest.raises(KnowledgeError, match="expected at most 65536 classes and 268435456 numbers") as caught:
+        CODEC.decode(arrays)
     assert caught.value.reason == Reason.TOO_LARGE
+
+
+def test_a_single_number_is_no_row() -> None:
+    with pytest.raises(KnowledgeError, match="expected one place inside the row for each value"):
+        CODEC.decode({"x": np.array(0.5), "x:places": np.array(0, np.uint16), "x:width": np.array(40)})

@@ -15,6 +15,9 @@ from fedstill.common import check
 from fedstill.common.errors import KnowledgeError, Reason
 from fedstill.common.knowledge import Arrays
 
+WIDEST = 2**16
+"""Classes of a row: their places have 16 bits."""
+
 LARGEST = 2**28
 """Numbers of an unpacked array: a small message must not fill the memory."""
 
@@ -67,7 +70,7 @@ class TopK:
 
 def _has_long_distributions(array: NDArray[np.generic], kept: int) -> bool:
     """Whether each row has more than 2 k numbers >= 0 that sum to 1 or to 0 (no label)."""
-    if array.dtype.kind != "f" or array.ndim < 2 or not 2 * kept < array.shape[-1] <= 2**16 or not array.size:
+    if array.dtype.kind != "f" or array.ndim < 2 or not 2 * kept < array.shape[-1] <= WIDEST or not array.size:
         return False
     total = array.sum(-1)
     return bool(array.min() >= 0) and bool(((np.abs(total - 1) < 1e-3) | (total == 0)).all())
@@ -85,16 +88,23 @@ def _spread(name: str, arrays: Arrays) -> NDArray[np.generic]:
     values, places = arrays[name], arrays[name + _PLACES]
     told = arrays.get(name + _WIDTH)
     width = int(told) if told is not None and told.ndim == 0 and told.dtype.kind in "iu" else 0
-    if places.shape != values.shape or places.dtype != np.uint16 or not places.max(initial=0) < width:
+    if (
+        not values.ndim
+        or places.shape != values.shape
+        or places.dtype != np.uint16
+        or not places.max(initial=0) < width
+    ):
         raise KnowledgeError(
             f"'{name}' with {values.shape} values at {places.shape} places of {width}",
             "expected one place inside the row for each value",
             reason=Reason.SHAPE,
         )
     shape = (*values.shape[:-1], width)
-    if np.prod(shape, dtype=np.float64) > LARGEST:
+    if width > WIDEST or np.prod(shape, dtype=np.float64) > LARGEST:
         raise KnowledgeError(
-            f"'{name}' of unpacked shape {shape}", f"expected at most {LARGEST} numbers", reason=Reason.TOO_LARGE
+            f"'{name}' of unpacked shape {shape}",
+            f"expected at most {WIDEST} classes and {LARGEST} numbers",
+            reason=Reason.TOO_LARGE,
         )
     full = np.zeros(shape, dtype=values.dtype)
     np.put_along_axis(full, places.astype(np.int64), values, -1)
