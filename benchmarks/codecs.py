@@ -118,7 +118,7 @@ def measured(name: str, rounds: list[tuple[list[Labels], Labels]], *, context: b
             before = [
                 SoftLabels("categorical", CLASSES, samples, one) for one in (rounds[-2][0][number], rounds[-2][1])
             ]
-            sides = {"values": known([remember_through(one, name) for one in before], samples, CLASSES)}
+            sides = {"values": known([remember_through(one, codec) for one in before], samples, CLASSES)}
         begun = time.perf_counter()
         packed = codec.encode({"values": soft}, sides) if context else codec.encode({"values": soft})
         back = (codec.decode(packed, sides) if context else codec.decode(packed))["values"].astype(np.float64)

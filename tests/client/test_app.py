@@ -15,6 +15,7 @@ from fedstill.client.app import DATA_VARIABLE, STORE_VARIABLE, app, client_app, 
 from fedstill.client.guard import Guard
 from fedstill.client.holdings import simulated
 from fedstill.common import records
+from fedstill.common.codecs.raw import Raw
 from fedstill.common.errors import ConfigError, DataError, KnowledgeError, MismatchError, UnsupportedError
 from fedstill.common.learning import Training
 from fedstill.common.messages import ALONE, DESCRIBE, FINISH, ROUND, Method, Order, TaskOrder
@@ -50,7 +51,7 @@ def question(kind: str, content: RecordDict) -> Message:
 
 def order(scenario: Scenario, number: int = 1, *, run: str = "run-1", version: int = 0) -> RecordDict:
     held = simulated(scenario, 1, None).tasks["wine"]
-    method = Method("fedmd", {}, Training(epochs=1), "raw")
+    method = Method("fedmd", {}, Training(epochs=1), Raw())
     task = TaskOrder(held.proxy.digest, np.arange(40))
     return records.write_order(Order(run, number, 2, 1, 1, version, method, {"wine": task}))
 

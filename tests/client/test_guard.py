@@ -8,6 +8,7 @@ import torch
 
 from fedstill.client.guard import RELEASE_VARIABLE, Guard, usual_guard
 from fedstill.client.holdings import Holding, Holdings
+from fedstill.common.codecs.raw import Raw
 from fedstill.common.data.federation import ClientData
 from fedstill.common.data.proxy import ProxySet
 from fedstill.common.embeddings import Embeddings
@@ -37,7 +38,7 @@ def holdings(*tasks: str) -> Holdings:
 
 def order(**digests: str) -> Order:
     tasks: dict[str, Any] = {name: TaskOrder(digest, np.arange(4)) for name, digest in digests.items()}
-    return Order("run", 1, 1, 1, 1, 0, Method("fedmd", {}, Training(), "raw"), tasks)
+    return Order("run", 1, 1, 1, 1, 0, Method("fedmd", {}, Training(), Raw()), tasks)
 
 
 def test_an_order_about_the_clients_own_proxy_set_passes() -> None:

@@ -15,6 +15,7 @@ from fedstill.client.store import Store
 from fedstill.client.work import Worker
 from fedstill.common import __version__
 from fedstill.common.algorithms.fedmd import FedMD
+from fedstill.common.codecs.raw import Raw
 from fedstill.common.errors import ConfigError, DataError, MismatchError, UnsupportedError
 from fedstill.common.knowledge import Knowledge, SoftLabels
 from fedstill.common.learning import Training
@@ -45,7 +46,7 @@ def order(worker: Worker, number: int, *, version: int = 0, told: Knowledge | No
             "algorithm": "fedmd",
             "options": {},
             "training": Training(epochs=1, batch_size=16, learning_rate=0.02),
-            "codec": "raw",
+            "codec": Raw(),
             **method,
         }
     )

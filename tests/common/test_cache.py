@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from fedstill.common import records
 from fedstill.common.cache import LabelCache, completed, updated
+from fedstill.common.codecs.raw import Raw
 from fedstill.common.context import Memories
 from fedstill.common.ensemble import powered
 from fedstill.common.errors import KnowledgeError, Reason, UnsupportedError
@@ -87,7 +88,7 @@ KNOWLEDGE = labels([2, 4, 6], [[0.5, 0.5], [0.25, 0.75], [1, 0]])
 
 def told(recalled: list[int], memory: LabelCache | None) -> Order:
     task = TaskOrder("digest", np.array([1, 2]), KNOWLEDGE, recalled=np.array(recalled, dtype=np.int64))
-    order = Order("run", 3, 9, 1, 1, 2, Method("scarlet", {}, Training(), "raw"), {"pets": task})
+    order = Order("run", 3, 9, 1, 1, 2, Method("scarlet", {}, Training(), Raw()), {"pets": task})
     content = records.write_order(order)
     sent = content.array_records["knowledge.pets"]["values"]
     assert sent.numpy().shape == (3 - len(recalled), 2)

@@ -6,6 +6,9 @@ import numpy as np
 import pytest
 
 from fedstill.common import records
+from fedstill.common.codecs.fp16 import FP16
+from fedstill.common.codecs.raw import Raw
+from fedstill.common.codecs.sqrtp import SqrtP
 from fedstill.common.context import LARGEST, Memories, Remembered, known, remember, remember_through
 from fedstill.common.errors import KnowledgeError, Reason
 from fedstill.common.knowledge import Parameters, SoftLabels
@@ -60,8 +63,8 @@ def test_what_is_remembered() -> None:
     assert remember(None) is None
     assert remember(Parameters("m", {"w": np.ones(3)})) is None
     assert remember(replace(labels(1, 0.1), form="logits")) is None
-    assert remember_through(labels(1, 0.1), "raw") is None
-    assert remember_through(None, "sqrtp") is None
+    assert remember_through(labels(1, 0.1), Raw()) is None
+    assert remember_through(None, SqrtP()) is None
 
 
 def test_a_memory_is_not_blown_up() -> None:
@@ -77,7 +80,7 @@ def test_a_memory_is_not_blown_up() -> None:
 
 
 def order(**parts: Remembered | SoftLabels | None) -> Order:
-    method = Method("fedmd", {}, Training(), "sqrtp")
+    method = Method("fedmd", {}, Training(), SqrtP())
     return Order("run", 2, 3, 1, 1, 1, method, {"pets": TaskOrder("digest", SAMPLES, **parts)})  # type: ignore[arg-type]
 
 
@@ -91,7 +94,7 @@ def answered(asked: Order, told: SoftLabels) -> tuple[int, SoftLabels]:
 
 def test_an_answer_in_the_context_of_what_both_sides_know() -> None:
     told, consensus = labels(1, 0.5), labels(2, 1.0)
-    own = remember_through(labels(3, 0.3), "sqrtp")
+    own = remember_through(labels(3, 0.3), SqrtP())
     (alone, plain), (less, heard), (least, both) = (
         answered(asked, told) for asked in (order(), order(knowledge=consensus), order(knowledge=consensus, own=own))
     )
@@ -99,14 +102,14 @@ def test_an_answer_in_the_context_of_what_both_sides_know() -> None:
     for back in (heard, both):
         np.testing.assert_array_equal(back.values, plain.values)
     # What the client keeps is what the server keeps, whatever it was coded in the context of.
-    kept, came = remember_through(told, "sqrtp"), remember(both)
+    kept, came = remember_through(told, SqrtP()), remember(both)
     assert kept is not None
     assert came is not None
     assert kept.digest == came.digest
 
 
 def test_an_answer_about_other_samples_and_fewer_classes() -> None:
-    asked = order(knowledge=labels(2, 1.0, np.arange(300, 900)), own=remember_through(labels(3, 0.3), "sqrtp"))
+    asked = order(knowledge=labels(2, 1.0, np.arange(300, 900)), own=remember_through(labels(3, 0.3), SqrtP()))
     few = labels(1, 0.5, SAMPLES[::3])
     few = replace(few, classes=CLASSES[:4], values=few.values[:, :4] / few.values[:, :4].sum(1, keepdims=True))
     _, back = answered(asked, few)
@@ -115,18 +118,18 @@ def test_an_answer_about_other_samples_and_fewer_classes() -> None:
 
 
 def test_an_answer_in_another_context_is_rejected_with_its_reason() -> None:
-    asked = order(own=remember_through(labels(3, 0.3), "sqrtp"))
+    asked = order(own=remember_through(labels(3, 0.3), SqrtP()))
     told = Answer("c", "run", 2, 1, 1, {"pets": TaskAnswer("digest", 5, labels(1, 0.5))})
     sent = records.write_answer(told, asked)
-    for mine in (order(), order(own=remember_through(labels(4, 0.3), "sqrtp"))):
+    for mine in (order(), order(own=remember_through(labels(4, 0.3), SqrtP()))):
         with pytest.raises(KnowledgeError) as caught:
             records.read_answer(sent, mine)
         assert caught.value.reason == Reason.CONTEXT
 
 
 def test_an_order_in_the_context_of_the_one_before() -> None:
-    consensus, before = labels(1, 0.5), remember_through(labels(2, 0.5), "sqrtp")
-    own = remember_through(labels(3, 0.3), "sqrtp")
+    consensus, before = labels(1, 0.5), remember_through(labels(2, 0.5), SqrtP())
+    own = remember_through(labels(3, 0.3), SqrtP())
     asked = order(knowledge=consensus, heard=before, own=own)
     sent = records.write_order(asked)
     assert content_bytes(sent) < content_bytes(records.write_order(order(knowledge=consensus)))
@@ -152,7 +155,7 @@ def test_an_order_in_the_context_of_the_one_before() -> None:
 
 
 def test_other_codecs_need_no_memory() -> None:
-    asked = replace(order(knowledge=labels(1, 0.5)), method=Method("fedmd", {}, Training(), "fp16"))
+    asked = replace(order(knowledge=labels(1, 0.5)), method=Method("fedmd", {}, Training(), FP16()))
 
     def recall(run: str, version: int, task: str) -> Memories:
         raise AssertionError("nobody asks")

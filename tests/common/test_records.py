@@ -22,6 +22,7 @@ from fedstill.common.learning import Training
 from fedstill.common.messages import Answer, Description, Method, Order, TaskAnswer, TaskDescription, TaskOrder
 from fedstill.common.packing import content_bytes
 from fedstill.common.registry import CODECS
+from fedstill.common.scenario import codec_from
 
 SPACE = ("cat", "dog", "cow", "ant")
 
@@ -32,7 +33,9 @@ def wire(content: RecordDict) -> RecordDict:
 
 
 def order(codec: str = "raw", samples: Any = (0, 1, 2), knowledge: Knowledge | None = None) -> Order:
-    method = Method("fedmd", {"temperature": 2.0, "digest-epochs": 3}, Training(epochs=3, precision="bf16"), codec)
+    method = Method(
+        "fedmd", {"temperature": 2.0, "digest-epochs": 3}, Training(epochs=3, precision="bf16"), codec_from(codec)
+    )
     task = TaskOrder("digest", np.asarray(samples, dtype=np.int64), knowledge)
     return Order("digits-1", 4, 10, 2, 77, 3, method, {"pets": task})
 
@@ -52,7 +55,7 @@ def assert_same(left: Knowledge | None, right: Knowledge | None, *, codec: str) 
     for name, array in left.arrays().items():
         other = right.arrays()[name]
         assert (other.dtype, other.shape) == (array.dtype, array.shape)
-        packer = records.find_codec(codec if name != "samples" else "raw")
+        packer = codec_from(codec if name != "samples" else "raw")
         np.testing.assert_array_equal(other, packer.decode(packer.encode({name: array}))[name])
 
 

@@ -12,6 +12,9 @@ from hypothesis import strategies as st
 
 from fedstill.common.algorithms.dsfl import DSFL
 from fedstill.common.algorithms.fedmd import FedMD
+from fedstill.common.codecs.argmax import Argmax
+from fedstill.common.codecs.fp16 import FP16
+from fedstill.common.codecs.sqrtp import SqrtP
 from fedstill.common.errors import ConfigError, UnsupportedError
 from fedstill.common.registry import ALGORITHMS, CODECS
 from fedstill.common.scenario import TaskPlan, dump, parse, single_task, to_toml
@@ -120,7 +123,7 @@ def test_an_unknown_key_names_the_nearest(key: str, message: str) -> None:
         ("seed", 1.5, r"seed = 1\.5"),
         ("seed", -1, "seed=-1: expected >= 0"),
         ("alone", "perhaps", "alone = 'perhaps'"),
-        ("codec", "zip", "codec='zip': expected one of"),
+        ("codec", "zip", "codec 'zip': expected a known codec"),
         ("clients", 8, r"clients = 8: expected a table \[clients\]"),
         ("clients.count", "many", r"clients\.count = 'many'"),
         ("clients.count", 0, "clients_count=0: expected >= 1"),
@@ -258,8 +261,8 @@ def test_models_are_dealt_in_turn() -> None:
 
 
 def test_a_scenario_in_python() -> None:
-    scenario = single_task(ImageTask(), "mlp-small", clients=3, seed=4, codec="fp16")
-    assert (scenario.clients.count, scenario.seed, scenario.codec, scenario.algorithm) == (3, 4, "fp16", FedMD())
+    scenario = single_task(ImageTask(), "mlp-small", clients=3, seed=4, codec=FP16())
+    assert (scenario.clients.count, scenario.seed, scenario.codec, scenario.algorithm) == (3, 4, FP16(), FedMD())
     assert scenario.tasks["image"].models == ("mlp-small",)
     plan = TaskPlan(task=ImageTask(), models=("a", "b"), private=9)
     assert single_task(plan, clients=3).tasks["image"] == plan
@@ -277,10 +280,24 @@ def test_a_scenario_in_python() -> None:
     ],
 )
 def test_a_codec_that_cannot_hold_what_is_exchanged(changes: dict[str, Any], message: str) -> None:
-    assert parse(override(SMALL, {"codec": "argmax", "algorithm": {"name": "fedmd"}})).codec == "argmax"
-    assert parse(override(SMALL, {"codec": "argmax", "algorithm": {"name": "local"}})).codec == "argmax"
+    assert parse(override(SMALL, {"codec": "argmax", "algorithm": {"name": "fedmd"}})).codec == Argmax()
+    assert parse(override(SMALL, {"codec": "argmax", "algorithm": {"name": "local"}})).codec == Argmax()
     with pytest.raises(ConfigError, match=message):
         parse(override(SMALL, {"codec": "argmax", **changes}))
+
+
+def test_options_of_a_codec() -> None:
+    plan = {"codec": {"name": "sqrtp", "levels": 2}}
+    scenario = parse(override(SMALL, plan))
+    assert scenario.codec == SqrtP(levels=2)
+    assert dump(scenario)["codec"] == plan["codec"]
+    assert dump(parse(override(SMALL, {"codec": {"name": "sqrtp", "levels": 5}})))["codec"] == "sqrtp"
+    with pytest.raises(ConfigError, match=r"unknown key 'codec.level': .*levels"):
+        parse(override(SMALL, {"codec": {"name": "sqrtp", "level": 2}}))
+    with pytest.raises(ConfigError, match="codec_levels=0: expected 1 <= value <= 31"):
+        parse(override(SMALL, {"codec": {"name": "sqrtp", "levels": 0}}))
+    with pytest.raises(ConfigError, match=r"codec = 5: expected a table"):
+        parse(override(SMALL, {"codec": 5}))
 
 
 def test_a_codec_whose_package_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -294,7 +311,7 @@ def test_a_codec_whose_package_is_missing(monkeypatch: pytest.MonkeyPatch) -> No
 def test_a_codec_that_cannot_hold_a_tasks_soft_labels() -> None:
     task = DetectionTask(source="boxes")
     with pytest.raises(ConfigError, match="codec 'argmax' with task 'detection' of output kind 'dense'"):
-        single_task(task, "centernet-small", clients=3, seed=4, codec="argmax")
+        single_task(task, "centernet-small", clients=3, seed=4, codec=Argmax())
 
 
 def test_an_output_kind_that_the_method_cannot_average(monkeypatch: pytest.MonkeyPatch) -> None:

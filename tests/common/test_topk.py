@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from fedstill.common.codecs.topk import KEPT, TopK
+from fedstill.common.codecs.topk import TopK
 from fedstill.common.errors import KnowledgeError, Reason
 from fedstill.common.knowledge import Arrays
 from fedstill.common.seeding import numpy_rng
@@ -32,7 +32,7 @@ def test_by_hand() -> None:
     back = np.asarray(CODEC.decode(packed)["x"], dtype=np.float64)
     # Fifteen of 1/32 and 1/4 remain: 23/32 is brought to 1.
     assert back[0, 39] == pytest.approx(8 / 23)
-    assert np.count_nonzero(back) == KEPT
+    assert np.count_nonzero(back) == TopK().kept
     assert back.sum() == pytest.approx(1)
 
 
@@ -43,12 +43,12 @@ def test_places_order_and_sums_remain(seed: int, width: int, sharp: float) -> No
     back = np.asarray(CODEC.decode(CODEC.encode({"x": values}))["x"], dtype=np.float64)
     assert back.shape == values.shape
     kept = back > 0
-    assert (kept.sum(-1) <= KEPT).all()
+    assert (kept.sum(-1) <= TopK().kept).all()
     # What is kept is what was largest, in the same proportions.
     assert (back[kept] >= values[kept] * 0.999999).all()
     np.testing.assert_array_equal(back.argmax(-1), values.argmax(-1))
     np.testing.assert_allclose(back.sum(-1), 1, atol=1e-5)
-    left_out = 1 - np.sort(values, -1)[..., -KEPT:].sum(-1)
+    left_out = 1 - np.sort(values, -1)[..., -TopK().kept :].sum(-1)
     np.testing.assert_allclose(np.abs(back - values).sum(-1), 2 * left_out, atol=1e-5)
 
 

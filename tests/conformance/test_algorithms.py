@@ -20,7 +20,7 @@ from fedstill.common.messages import Answer, Method, Order, TaskAnswer, TaskOrde
 from fedstill.common.models import build_model
 from fedstill.common.outputs import OUTPUTS
 from fedstill.common.registry import ALGORITHMS, CODECS, first_line
-from fedstill.common.scenario import Scenario
+from fedstill.common.scenario import Scenario, codec_from
 from fedstill.common.seeding import derive
 from fedstill.common.sides import Client, ClientInfo, Server
 from fedstill.common.task import Examples
@@ -325,7 +325,7 @@ def test_a_diverged_model_does_not_speak(name: str, output: str, synthetic: Any)
 @pytest.mark.parametrize("codec", CODECS.names())
 @pytest.mark.parametrize(("name", "output"), EXCHANGING)
 def test_knowledge_survives_the_wire(name: str, output: str, codec: str, synthetic: Any) -> None:
-    packer = records.find_codec(codec)
+    packer = codec_from(codec)
     exchange = METHODS[name].exchange
     if getattr(packer, "only_distributions", False) and (
         exchange != "soft-labels" or not OUTPUTS.get(output).has_classes
@@ -333,7 +333,7 @@ def test_knowledge_survives_the_wire(name: str, output: str, codec: str, synthet
         return
     data = synthetic(output)
     played = drive(name, data)
-    method = Method(name, {}, data.training, codec)
+    method = Method(name, {}, data.training, packer)
 
     told = everything(Personal(played.told[-1], played.own[-1]))
     assert told

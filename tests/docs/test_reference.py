@@ -41,7 +41,7 @@ def plugins(registry: Registry) -> dict[str, type[Any]]:
 
 def with_options() -> Iterator[type[Any]]:
     yield from SECTIONS
-    for registry in (ALGORITHMS, TEACHERS, TASKS):
+    for registry in (ALGORITHMS, TEACHERS, TASKS, CODECS):
         yield from (kind for kind in plugins(registry).values() if fields(kind))
 
 

@@ -1,13 +1,14 @@
 """What no refactoring may change by accident: pinned where it is exact on every machine, run against run elsewhere.
 
-Floating-point sums differ between processors, so that no accuracy is pinned; seeds, samples, splits, file names and the
-bytes on the wire are whole numbers, and are.
+Floating-point sums differ between processors, so that no accuracy is pinned; seeds, samples, splits and file names are,
+and so are the bytes on the wire, up to what another zlib may make of them.
 """
 
 from __future__ import annotations
 
 import json
 import re
+import statistics
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -68,15 +69,19 @@ def test_other_seeds_give_other_numbers(play_small: Play) -> None:
 
 
 def test_bytes_on_the_wire_are_pinned(play_small: Play) -> None:
-    """A change here is a change of the protocol, or of what a message costs."""
+    """A change here is a change of the protocol, or of what a message costs.
+
+    Means over clients, 5 % up or down: messages are deflated, and with them measures whose last bits differ.
+    """
     played = play_small()
 
     traffic = [
-        {name: (sizes["up"], sizes["down"]) for name, sizes in record["bytes"]["clients"].items()}
+        {way: statistics.fmean(sizes[way] for sizes in record["bytes"]["clients"].values()) for way in ("up", "down")}
         for record in played.records
     ]
-    up_and_down = [(499, 632), (1375, 633), (1634, 1495), (499, 1492)]
-    assert traffic == [dict.fromkeys(played.records[0]["cohort"], sizes) for sizes in up_and_down]
+    up_and_down = [(296, 265), (865, 272), (944, 834), (292, 853)]
+    assert [list(record["bytes"]["clients"]) for record in played.records] == [played.records[0]["cohort"]] * 4
+    assert traffic == [pytest.approx({"up": up, "down": down}, rel=0.05) for up, down in up_and_down]
 
 
 def test_splits_are_pinned(small: Small) -> None:

@@ -23,6 +23,7 @@ from fedstill.common import records
 from fedstill.common.algorithm import asked
 from fedstill.common.algorithms.dsfl import DSFL
 from fedstill.common.algorithms.fedmd import FedMD
+from fedstill.common.codecs.raw import Raw
 from fedstill.common.errors import Reason
 from fedstill.common.knowledge import Features, Knowledge, Parameters, Relations, SoftLabels
 from fedstill.common.learning import Training
@@ -36,7 +37,7 @@ OWN = ("cat", "cow")
 SAMPLES = np.array([2, 5, 9])
 METADATA = ProtoMetadata(message_type="train.round", ttl=60)
 WEIGHTS: dict[str, Any] = {"w": np.ones((2, 3), np.float32), "steps": np.array(7)}
-ORDER = Order("run", 4, 10, 2, 1, 3, Method("fedmd", {}, Training(), "raw"), {"pets": TaskOrder("digest", SAMPLES)})
+ORDER = Order("run", 4, 10, 2, 1, 3, Method("fedmd", {}, Training(), Raw()), {"pets": TaskOrder("digest", SAMPLES)})
 LABELS = SoftLabels("categorical", OWN, SAMPLES, np.array([[0.25, 0.75], [1, 0], [0.5, 0.5]], np.float32))
 
 

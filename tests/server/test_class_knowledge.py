@@ -21,6 +21,7 @@ from fedstill.common.knowledge import Prototypes
 from fedstill.common.learning import Training
 from fedstill.common.messages import ROUND, Answer, Method, Order, TaskAnswer, TaskOrder
 from fedstill.common.prototypes import predictions_over
+from fedstill.common.scenario import codec_from
 from fedstill.common.sides import ClientInfo
 from fedstill.common.task import TaskSpec
 from fedstill.server import checkpoint
@@ -47,7 +48,7 @@ NO_PREDICTIONS: Any = {"predictions": np.zeros((2, 0), np.float32), "columns": (
 
 def order(codec: str = "raw") -> Order:
     tasks = {"pets": TaskOrder("digest", SAMPLES)}
-    return Order("run", 4, 10, 1, 1, 3, Method("fedhkd", {}, Training(), codec), tasks)
+    return Order("run", 4, 10, 1, 1, 3, Method("fedhkd", {}, Training(), codec_from(codec)), tasks)
 
 
 def admitted(told: Prototypes, *, codec: str = "raw", spoil: dict[str, Any] | None = None, **gate: Any) -> Any:

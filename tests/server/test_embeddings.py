@@ -20,6 +20,7 @@ from fedstill.common.embeddings import Embeddings
 from fedstill.common.errors import QuorumError, Reason, UnsupportedError
 from fedstill.common.learning import Training
 from fedstill.common.messages import ROUND, Answer, Method, Order, TaskAnswer, TaskOrder
+from fedstill.common.scenario import codec_from
 from fedstill.common.sides import ClientInfo, embeddings_of
 from fedstill.common.task import TaskSpec
 from fedstill.server.admission import Gate, Rejection, TaskGate
@@ -44,7 +45,7 @@ def released(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def order(codec: str = "raw") -> Order:
     tasks = {"pets": TaskOrder("digest", np.array([0]))}
-    return Order("run", 4, 10, 1, 1, 3, Method("fedgkt", {}, Training(), codec), tasks)
+    return Order("run", 4, 10, 1, 1, 3, Method("fedgkt", {}, Training(), codec_from(codec)), tasks)
 
 
 def admitted(said: Embeddings, *, codec: str = "raw", spoil: dict[str, Any] | None = None, examples: int = 2) -> Any:

@@ -13,6 +13,7 @@ from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from fedstill.common import records
+from fedstill.common.codecs.raw import Raw
 from fedstill.common.errors import QuorumError
 from fedstill.common.knowledge import Contribution, Knowledge, Personal, SoftLabels
 from fedstill.common.learning import Training
@@ -154,7 +155,7 @@ def told_to(content: RecordDict) -> float:
 
 
 def test_messages_hold_what_their_client_is_told_and_are_shared_where_they_can() -> None:
-    method = Method("kt-pfl", {}, Training(), "raw")
+    method = Method("kt-pfl", {}, Training(), Raw())
     orders = {
         client: Order("run", 2, 3, 1, 1, 1, method, {"pets": TaskOrder("digest", np.array([0]), told)})
         for client, told in {"a": ONE, "b": OTHER, "c": COMMON, "d": ONE}.items()

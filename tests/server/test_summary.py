@@ -145,7 +145,8 @@ def test_empty_folder_and_json(make_run: Callable[..., RunFolder]) -> None:
 def test_verdict_says_the_numbers() -> None:
     assert wording.verdict(summarised(records())).replace("\u00a0", " ") == (
         "After 2 rounds of fedmd, the mean accuracy of 2 clients is 62.5 %, up from 50.0 % alone (+12.5 points; "
-        "1 of 2 gained), at 18 B up and 50 B down per client and round (FedAvg would have sent 24 times as much)."
+        "1 of 2 gained), at 18 B up and 50 B down per client and round (FedAvg would have sent 24 times as much); "
+        "540 B in all."
     )
 
 

@@ -150,7 +150,7 @@ REFUSED: dict[str, tuple[str, int, str]] = {
     "unknown server model": ("tasks.wine.teacher=mlp-smal", 2, "model 'mlp-smal': expected a known model {mlp-small}"),
     "unfit model": ("tasks.wine.models=cnn-small", 2, "model 'cnn-small' for task 'wine' of modality 'tabular'"),
     "unknown teacher": ("teacher.kind=modle", 2, "teacher 'modle': expected a known teacher {model}"),
-    "unknown codec": ("codec=fp61", 2, "codec='fp61': expected one of"),
+    "unknown codec": ("codec=fp61", 2, "codec 'fp61': expected a known codec (did you mean 'fp16'"),
     "word for a number": ("rounds.count=many", 2, "rounds.count = 'many': input should be a valid integer"),
     "number for a list": ("tasks.wine.models=3", 2, "tasks.wine.models = 3: input should be a valid tuple"),
     "value out of range": ("algorithm.temperature=0", 2, "algorithm_temperature=0.0: expected > 0"),

@@ -15,7 +15,8 @@ from fedstill.client.store import Store
 from fedstill.common import __version__
 from fedstill.common.algorithm import Algorithm, recalls, weighs
 from fedstill.common.cache import LabelCache, updated
-from fedstill.common.context import Memories, Remembered, remember, remember_through, uses_context
+from fedstill.common.codec import with_context
+from fedstill.common.context import Memories, Remembered, remember, remember_through
 from fedstill.common.knowledge import Knowledge, SoftLabels
 from fedstill.common.learning import predict
 from fedstill.common.messages import Answer, Description, Metrics, Order, TaskAnswer, TaskDescription
@@ -202,7 +203,7 @@ class Worker:
     ) -> None:
         tensors = _kept(order, saved) if recalls(self._method(order)) else {}
         for name, knowledge in told.items():
-            if uses_context(order.method.codec):
+            if with_context(order.method.codec) is not None:
                 tensors |= _memory_tensors(f"{name}.{_OWN}", remember_through(knowledge, order.method.codec))
                 tensors |= _memory_tensors(f"{name}.{_HEARD}", remember(order.tasks[name].knowledge))
         for name, side in sides.items():

@@ -17,9 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedstill.common.cache import LabelCache
-from fedstill.common.codec import with_context
+from fedstill.common.codec import Codec, with_context
 from fedstill.common.knowledge import Knowledge, SoftLabels
-from fedstill.common.registry import CODECS
 
 LARGEST = 2**22
 """Numbers of an array; what is longer has no context."""
@@ -102,17 +101,12 @@ def remember(knowledge: Knowledge | None) -> Remembered | None:
     return Remembered(tuple(knowledge.classes), knowledge.samples, roots.astype(np.uint8))
 
 
-def uses_context(codec: str) -> bool:
-    """Whether the codec of that name makes use of what both sides remember."""
-    return with_context(CODECS.get(codec)()) is not None
-
-
-def remember_through(knowledge: Knowledge | None, codec: str) -> Remembered | None:
+def remember_through(knowledge: Knowledge | None, codec: Codec) -> Remembered | None:
     """What the other side will remember of knowledge that is about to go through a codec.
 
     None for a codec that makes no use of it.
     """
-    coder = with_context(CODECS.get(codec)())
+    coder = with_context(codec)
     if coder is None or not isinstance(knowledge, SoftLabels):
         return None
     values = cast("NDArray[np.float32]", coder.decode(coder.encode({"values": knowledge.values}))["values"])

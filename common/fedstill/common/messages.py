@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedstill.common.cache import take
+from fedstill.common.codec import Codec
 from fedstill.common.context import Remembered
 from fedstill.common.knowledge import Knowledge, SoftLabels
 from fedstill.common.learning import Training
@@ -39,7 +40,7 @@ class Method:
     algorithm: str
     options: Mapping[str, Any]
     training: Training
-    codec: str
+    codec: Codec
 
 
 @dataclass(frozen=True, slots=True, eq=False)

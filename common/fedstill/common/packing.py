@@ -54,13 +54,18 @@ _DICTIONARY = (
     b'"training": {"adaptive": false, "batch_size": 32, "channels_last": true, "consistency": 0.0, "epochs": 3, '
     b'"learning_rate": 0.001, "mirror": false, "optimizer": "adam", "precision": "fp32", "warmup": 0, '
     b'"weight_decay": 0.0}}rawfp16int8topkargmaxsqrtp'
+    b"software\x12\x07*\x050.1.0textspeechtabular\n\x17\n\x06output\x12\r*\x0bcategorical\n\x13\n\x08modality\x12\x07*\x05image"
+    b"\n,\n\x07classes\x12!\xca\x01\x1e\n\x010\n\x0binput-shape\x12\x08\xb2\x01\x05\n\x03\x02\x10\x10\n\x14\n\x05model\x12\x0b*"
+    b"\tmlp-mediumcnn-small\n\x11\n\nparameters\x12\x03\x10\n\x0e\n\x08examples\x12\x02\x10\n\x10\n\tpositions\x12\x03\xc2\x01\x00"
+    b'\n\x0f\n\ttokenizer\x12\x02*\x00\x12 *\x1e{"levels": 2, "name": "sqrtp"}'
     b"\x12\x02\x10\x02\n\x10\n\x05codec\x12\x07*\x05sqrtp\n\xda\x02\n\x06method\x12\xcf\x02*\xcc\x02"
     b'{"algorithm": "fedstill", "options": {"distil-epochs": 2, "doubt": 1.0, "memory": true, "temperature": 0.3}, '
     b"header.output\x12\r*\x0bcategorical\n3\n\x0eheader.classes\x12!\xca\x01\x1e\n\x010\n\x011\n\x012\n\x013\n\x014"
     b"\n\x015\n\x016\n\x017\n\x018\n\x019\n\x1f\n\x12header.temperature\x12\t\t\x00\x00\x00\x00\x00\x00\xf0?\n\x1e\n"
     b"\x0bheader.form\x12\x0f*\rprobabilities\n!\n\x11samples.knowledge\x12\x0c*\nas-ordered\n"
     b"\x0cvalues:sqrtp\x12\x05uint8\x12\x02\x1a\rnumpy.ndarray\x04kind\x12\r*\x0bsoft-labels\n\x1e\n\r"
-    b"\rsamples.order\x12\t*\x07first 0\n\x14\n\x10knowledge.\x12\x0cproxy-digest\x12B*@\n\x12\x0cnum-examples\x12\x03"
+    b"\rsamples.order\x12\t*\x07first 0\n\x14\n\x10knowledge.\x12"
+    b"\x0cproxy-digest\x12\x12*\x10\n\x12\x0cnum-examples\x12\x03"
     b'\n\x0btask.\n\n\x08fedstill"\n\x0e\n\x08protocol\x12\x02\x10\x06\n\x0c\n\x03run\x12\n\x0b\n\x05round\x12\x02\x10'
     b"\n\x0c\n\x06rounds\x12\x02\x10\x14\n\r\n\x07attempt\x12\x02\x10\x02\n\n\n\x04seed\x12\x02\x10\x02"
     b"\n\x14\n\x06client\x12\n*\x08client-1\n\r\n\x07version\x12\x02\x10\x02"

@@ -54,8 +54,8 @@ from fedstill.common.messages import (
 )
 from fedstill.common.npy import read_array
 from fedstill.common.packing import HEAD, unpacked
-from fedstill.common.registry import CODECS
 from fedstill.common.sample_ids import read_ids, write_ids
+from fedstill.common.scenario import codec_from, codec_table
 
 _TASK, _KNOWLEDGE, _METRICS = "task.", "knowledge.", "metrics."
 _HEADER = "header."
@@ -79,7 +79,7 @@ LONGEST_NAME = 100
 
 def write_order(order: Order) -> RecordDict:
     """An order as records."""
-    codec = find_codec(order.method.codec)
+    codec = order.method.codec
     method = {
         "algorithm": order.method.algorithm,
         "options": dict(order.method.options),
@@ -95,7 +95,7 @@ def write_order(order: Order) -> RecordDict:
                     "rounds": order.rounds,
                     "attempt": order.attempt,
                     "seed": order.seed,
-                    "codec": order.method.codec,
+                    "codec": _codec_text(codec),
                     "method": json.dumps(method, sort_keys=True),
                 }
             ),
@@ -134,7 +134,7 @@ def read_order(content: RecordDict, recall: Recall | None = None) -> Order:
     """
     content = opened(content)
     head = _head(content)
-    codec = find_codec(_text(head, "codec"))
+    codec = _read_codec(_text(head, "codec"))
     client = content.config_records.get(CLIENT, ConfigRecord())
     run, version = _folder_name(head, "run"), _whole(client, "version")
     tasks = {}
@@ -158,14 +158,14 @@ def read_order(content: RecordDict, recall: Recall | None = None) -> Order:
         attempt=_whole(head, "attempt"),
         seed=_whole(head, "seed"),
         version=version,
-        method=_read_method(_text(head, "method"), _text(head, "codec")),
+        method=_read_method(_text(head, "method"), codec),
         tasks=tasks,
     )
 
 
 def write_answer(answer: Answer, order: Order) -> RecordDict:
     """An answer as records."""
-    codec = find_codec(order.method.codec)
+    codec = order.method.codec
     head = {
         "protocol": PROTOCOL,
         "run": answer.run,
@@ -198,7 +198,7 @@ def read_answer(content: RecordDict, order: Order) -> Answer:
     head = _head(content)
     if is_plea(content):
         raise KnowledgeError("no answer", "expected one to a self-contained order", reason=Reason.CONTEXT)
-    codec = find_codec(order.method.codec)
+    codec = order.method.codec
     tasks = {}
     for name, task, arrays in _tasks(content):
         if name not in order.tasks:
@@ -295,16 +295,6 @@ def opened(content: RecordDict) -> RecordDict:
     return unpacked(content)
 
 
-def find_codec(name: str) -> Codec:
-    """The codec of that name.
-
-    Raises:
-        ConfigError: if there is none.
-    """
-    codec: Codec = CODECS.get(name)()
-    return codec
-
-
 def _head(content: RecordDict) -> ConfigRecord:
     head = content.config_records.get(HEAD)
     if head is None:
@@ -328,7 +318,20 @@ def _tasks(content: RecordDict) -> Iterator[tuple[str, ConfigRecord, dict[str, N
             yield name, config, {part: read_array(part, array.data) for part, array in record.items()}
 
 
-def _read_method(text: str, codec: str) -> Method:
+def _codec_text(codec: Codec) -> str:
+    """A codec's name; with options other than the defaults, a JSON object of both."""
+    table = codec_table(codec)
+    return table if isinstance(table, str) else json.dumps(table, sort_keys=True)
+
+
+def _read_codec(text: str) -> Codec:
+    try:
+        return codec_from(json.loads(text) if text.startswith("{") else text)
+    except (ValueError, RecursionError) as error:
+        raise KnowledgeError(f"codec {text!r}", f"expected a name, or a JSON object: {error}") from None
+
+
+def _read_method(text: str, codec: Codec) -> Method:
     try:
         method = json.loads(text)
         return Method(str(method["algorithm"]), dict(method["options"]), Training(**method["training"]), codec)

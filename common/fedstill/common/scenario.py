@@ -13,6 +13,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from fedstill.common import check
 from fedstill.common.algorithm import Algorithm, asked, check_plan
 from fedstill.common.augment import check_views
+from fedstill.common.codec import Codec
 from fedstill.common.errors import ConfigError, nearest
 from fedstill.common.learning import Training
 from fedstill.common.outputs import output_kind
@@ -205,7 +206,7 @@ class Scenario:
     description: str = ""
     seed: int = 1
     alone: bool = True
-    codec: str = "raw"
+    codec: Codec = field(default_factory=CODECS.get("raw"))
     clients: Clients = field(default_factory=Clients)
     rounds: Rounds = field(default_factory=Rounds)
     training: Training = field(default_factory=Training)
@@ -213,7 +214,6 @@ class Scenario:
 
     def __post_init__(self) -> None:
         check.at_least(0, seed=self.seed)
-        check.one_of(CODECS.names(), codec=self.codec)
         if not self.tasks:
             raise ConfigError("tasks = {}", "expected at least one task", "add a table [tasks.NAME]")
         for name, plan in self.tasks.items():
@@ -254,20 +254,19 @@ class Scenario:
 
 def _check_codec(scenario: Scenario) -> None:
     """Refuse a codec that cannot be used here, or cannot hold what is exchanged."""
-    codec = CODECS.get(scenario.codec)()
-    method = scenario.algorithm
+    codec, method = scenario.codec, scenario.algorithm
     if not getattr(codec, "only_distributions", False) or method.exchange in ("nothing", "data"):
         return
     if method.exchange != "soft-labels" or asked(method)[0] != "probabilities":
         raise ConfigError(
-            f"codec '{scenario.codec}' with algorithm '{method.name}'",
+            f"codec '{codec.name}' with algorithm '{method.name}'",
             "expected a method that exchanges probabilities",
             "choose another codec",
         )
     for name, plan in scenario.tasks.items():
         if not output_kind(plan.task.output).has_classes:
             raise ConfigError(
-                f"codec '{scenario.codec}' with task '{name}' of output kind '{plan.task.output}'",
+                f"codec '{codec.name}' with task '{name}' of output kind '{plan.task.output}'",
                 "expected distributions over classes",
                 "choose another codec",
             )
@@ -306,7 +305,7 @@ def _check_shared(tasks: Mapping[str, TaskPlan]) -> None:
 
 
 _SECTIONS: dict[str, type] = {"clients": Clients, "rounds": Rounds, "training": Training}
-_SCALARS: dict[str, type] = {"name": str, "description": str, "seed": int, "alone": bool, "codec": str}
+_SCALARS: dict[str, type] = {"name": str, "description": str, "seed": int, "alone": bool}
 
 
 def parse(table: Mapping[str, Any]) -> Scenario:
@@ -315,18 +314,37 @@ def parse(table: Mapping[str, Any]) -> Scenario:
     Raises:
         ConfigError: for an unknown key (naming the nearest), a wrong type or a value outside its range.
     """
-    known = {*_SCALARS, *_SECTIONS, "tasks", "algorithm", "teacher"}
+    known = {*_SCALARS, *_SECTIONS, "tasks", "algorithm", "teacher", "codec"}
     _refuse_unknown(table, known, "")
     parts: dict[str, Any] = {key: _typed(kind, table[key], key) for key, kind in _SCALARS.items() if key in table}
     parts |= {key: _typed(kind, _table(table, key), key) for key, kind in _SECTIONS.items() if key in table}
     if "teacher" in table:
         options = dict(_table(table, "teacher"))
         parts["teacher"] = Plugin(str(options.pop("kind", "consensus")), options)
+    if "codec" in table:
+        parts["codec"] = codec_from(table["codec"])
     return Scenario(
         tasks={name: _task_plan(name, _table(table["tasks"], name)) for name in _table(table, "tasks")},
         algorithm=_plugin(ALGORITHMS, _table(table, "algorithm"), "algorithm", key="name"),
         **parts,
     )
+
+
+def codec_from(value: Any) -> Codec:
+    """A codec from its name, or from a table of its name and options.
+
+    Raises:
+        ConfigError: for an unknown name or key, a wrong type or a value outside its range.
+    """
+    table = {"name": value} if isinstance(value, str) else _table({"codec": value}, "codec")
+    codec: Codec = _plugin(CODECS, table, "codec", key="name")
+    return codec
+
+
+def codec_table(codec: Codec) -> str | dict[str, Any]:
+    """The inverse of `codec_from`: the name alone where every option is the default."""
+    told: dict[str, Any] = options(codec)
+    return codec.name if told == options(type(codec)()) else {"name": codec.name, **told}
 
 
 def build(kind: type, options: Mapping[str, Any], where: str) -> Any:
@@ -438,6 +456,7 @@ def dump(scenario: Scenario) -> dict[str, Any]:
     table: dict[str, Any] = {key: getattr(scenario, key) for key in _SCALARS}
     table |= {key: options(getattr(scenario, key)) for key in _SECTIONS}
     table["algorithm"] = {"name": scenario.algorithm.name, **options(scenario.algorithm)}
+    table["codec"] = codec_table(scenario.codec)
     table["teacher"] = {"kind": scenario.teacher.name, **scenario.teacher.options}
     table["tasks"] = {}
     for name, plan in scenario.tasks.items():
@@ -450,7 +469,7 @@ def dump(scenario: Scenario) -> dict[str, Any]:
 def options(value: Any) -> dict[str, Any]:
     """Fields of a dataclass as TOML values; None is left out, for TOML has none."""
     found: dict[str, Any] = {}
-    for part in fields(value):
+    for part in fields(value) if is_dataclass(value) else ():
         item = getattr(value, part.name)
         if is_dataclass(item):
             found[_kebab(part.name)] = options(item)

@@ -21,23 +21,29 @@ SCENARIO_GROUP = "fedstill.scenarios"
 """Entry points of packages that hold named scenarios as TOML files."""
 
 
+_NAMING = ("codec", "algorithm.name", "teacher.kind", "codec.name")
+"""Keys that name a plug-in; they are set before its options are."""
+
+
 def override(table: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     """The tables of a scenario with some dotted keys changed.
 
-    Another algorithm or teacher takes none of the options of the one it replaces.
+    Another algorithm, teacher or codec takes none of the options of the one it replaces.
 
     Raises:
         ConfigError: if a dotted key leads through something that is no table.
     """
     result = _deep(table)
-    for key in sorted(changes, key=lambda name: name not in ("algorithm.name", "teacher.kind")):
+    if isinstance(codec := result.get("codec"), str):
+        result["codec"] = {"name": codec}
+    for key in sorted(changes, key=lambda name: name not in _NAMING):
         *path, last = key.split(".")
         place = result
         for part in path:
             place = place.setdefault(part, {})
             if not isinstance(place, dict):
                 raise ConfigError(f"key '{key}'", f"expected a table at '{part}'")
-        if key in ("algorithm.name", "teacher.kind") and place.get(last) != changes[key]:
+        if key in _NAMING and path and place.get(last) != changes[key]:
             place.clear()
         place[last] = changes[key]
     return result

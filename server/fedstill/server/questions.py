@@ -9,7 +9,8 @@ from flwr.app import RecordDict
 
 from fedstill.common import records
 from fedstill.common.cache import updated
-from fedstill.common.context import Memories, uses_context
+from fedstill.common.codec import with_context
+from fedstill.common.context import Memories
 from fedstill.common.knowledge import SoftLabels
 from fedstill.common.messages import NO_SAMPLES, Order, TaskOrder
 from fedstill.common.packing import content_bytes, packed
@@ -47,7 +48,7 @@ def write_questions(
 
 def as_heard(order: Order, content: RecordDict) -> Order:
     """An order as its client hears it: with the loss of a codec that codes answers in its context."""
-    if not uses_context(order.method.codec):
+    if with_context(order.method.codec) is None:
         return order
     heard = records.read_order(content, lambda _, __, task: _memories(order.tasks[task]))
     tasks = {name: replace(task, knowledge=heard.tasks[name].knowledge) for name, task in order.tasks.items()}

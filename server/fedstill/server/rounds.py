@@ -24,7 +24,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedstill.common.algorithm import due, recalls, teaches
-from fedstill.common.context import Remembered, remember, uses_context
+from fedstill.common.codec import with_context
+from fedstill.common.context import Remembered, remember
 from fedstill.common.errors import QuorumError, Reason
 from fedstill.common.knowledge import Knowledge, Personal
 from fedstill.common.learning import one_thread
@@ -239,7 +240,7 @@ def _advance(turn: Turn) -> RunState:
 
 def _remembered(turn: Turn, task: str, collected: Collected) -> tuple[dict[str, Remembered], Remembered | None]:
     """What clients told and heard, for a codec that makes use of it."""
-    if turn.kind == "alone" or not uses_context(turn.run.scenario.codec):
+    if turn.kind == "alone" or with_context(turn.run.scenario.codec) is None:
         return {}, None
     own = dict(turn.state.tasks[task].own)
     for client, answer in collected.answers.items():

@@ -92,6 +92,7 @@ def verdict(summary: Summary) -> str:
         text += f", at {size(summary.round_up)} up and {size(summary.round_down)} down per client and round"
         comparison = against_fedavg(summary)
         text += f" ({comparison})" if comparison else ""
+        text += f"; {size(summary.up + summary.down)} in all"
     return text + "."
 
 

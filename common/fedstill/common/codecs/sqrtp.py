@@ -7,6 +7,8 @@ and brings each row to a sum of 1. With e = √C / 2S, the roots' largest distan
     Σ_c |p̂_c − p_c| <= 2e,    |p̂_c − p_c| <= e,
 
 for sin of the angle between root and level vector is at most e, and Σ|u² − v²| <= ‖u − v‖ ‖u + v‖ = 2 sin of it.
+A row of one level only, or of none, goes as zeros, which decode to the even distribution too: clients that doubt say it
+often, and zeros cost least.
 
 The levels are coded as `_levels` says. A message is a vector of bytes: a check sum (CRC-32, little-endian, of all that
 follows), the format, S, which earlier messages it was coded in the context of (bits), the digest of these (8 bytes, if
@@ -26,6 +28,7 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from fedstill.common import check
 from fedstill.common.codec import Known
 from fedstill.common.codecs import _levels
 from fedstill.common.codecs._rows import has_distributions, normalised, packed_bytes, read_shape, write_shape
@@ -42,7 +45,7 @@ LARGEST = 2**22
 """Numbers of an array: a small message must keep nobody busy for long."""
 
 _PACKED = ":sqrtp"
-_FORMAT = 1
+_FORMAT = 2
 _HEAD = struct.Struct("<IBBB")
 _DIGEST = 8
 
@@ -67,8 +70,7 @@ class SqrtP:
     levels: int = 5
 
     def __post_init__(self) -> None:
-        if not 1 <= self.levels <= MOST_LEVELS:
-            raise ConfigError(f"levels={self.levels}", f"expected 1 to {MOST_LEVELS}")
+        check.between(1, MOST_LEVELS, codec_levels=self.levels)
         try:
             _levels.constriction()
         except ImportError:
@@ -127,6 +129,7 @@ def _ways(known: _Sides) -> list[_Sides]:
 def _quantised(rows: NDArray[np.float64], top: int) -> NDArray[np.int64]:
     """Levels of rows of probabilities: both square root and product are rounded correctly on every machine."""
     levels: NDArray[np.int64] = np.rint(np.sqrt(np.clip(rows, 0, 1)) * top).astype(np.int64)
+    levels[levels.min(-1) == levels.max(-1)] = 0
     return levels
 
 

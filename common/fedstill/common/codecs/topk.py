@@ -1,4 +1,4 @@
-"""Of long distributions the sixteen largest probabilities and their places: nearly all mass is on few tokens.
+"""Of long distributions the largest probabilities and their places: nearly all mass is on few tokens.
 
 Tan et al. 2019 (https://arxiv.org/abs/1902.10461, section 3.2) keep the eight largest of a teacher's probabilities.
 """
@@ -11,11 +11,9 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from fedstill.common import check
 from fedstill.common.errors import KnowledgeError, Reason
 from fedstill.common.knowledge import Arrays
-
-KEPT = 16
-"""Probabilities that remain of a row."""
 
 LARGEST = 2**28
 """Numbers of an unpacked array: a small message must not fill the memory."""
@@ -25,10 +23,22 @@ _PLACES, _WIDTH = ":places", ":width"
 
 @dataclass(frozen=True, slots=True)
 class TopK:
-    """The 16 largest probabilities of each distribution over more than 32 classes, brought to its sum; 0 elsewhere."""
+    """The 16 largest probabilities of each distribution over more than 32 classes, brought to its sum; 0 elsewhere.
+
+    Attributes:
+        kept: k, probabilities that remain of a row; rows of at most 2 k stay as they are.
+
+    Raises:
+        ConfigError: for k outside 1 to 32,768.
+    """
 
     name: ClassVar[str] = "topk"
     paper: ClassVar[str] = "Tan et al. 2019, https://arxiv.org/abs/1902.10461"
+
+    kept: int = 16
+
+    def __post_init__(self) -> None:
+        check.between(1, 2**15, codec_kept=self.kept)
 
     def encode(self, arrays: Arrays) -> Arrays:
         """Three arrays for one of distributions: probabilities, their places and the row's width.
@@ -37,8 +47,8 @@ class TopK:
         """
         packed: dict[str, NDArray[np.generic]] = {}
         for name, array in arrays.items():
-            if _has_long_distributions(array):
-                places = np.sort(np.argpartition(array, -KEPT, axis=-1)[..., -KEPT:], axis=-1)
+            if _has_long_distributions(array, self.kept):
+                places = np.sort(np.argpartition(array, -self.kept, axis=-1)[..., -self.kept :], axis=-1)
                 packed[name] = _scaled(np.take_along_axis(array, places, -1), array.sum(-1, keepdims=True))
                 packed[name + _PLACES] = places.astype(np.uint16)
                 packed[name + _WIDTH] = np.array(array.shape[-1], dtype=np.int64)
@@ -55,9 +65,9 @@ class TopK:
         }
 
 
-def _has_long_distributions(array: NDArray[np.generic]) -> bool:
+def _has_long_distributions(array: NDArray[np.generic], kept: int) -> bool:
     """Whether each row has more than 2 k numbers >= 0 that sum to 1 or to 0 (no label)."""
-    if array.dtype.kind != "f" or array.ndim < 2 or not 2 * KEPT < array.shape[-1] <= 2**16 or not array.size:
+    if array.dtype.kind != "f" or array.ndim < 2 or not 2 * kept < array.shape[-1] <= 2**16 or not array.size:
         return False
     total = array.sum(-1)
     return bool(array.min() >= 0) and bool(((np.abs(total - 1) < 1e-3) | (total == 0)).all())

@@ -24,7 +24,7 @@ class ProxySet:
 
     Attributes:
         inputs: (P, …) inputs as the models read them.
-        digest: SHA-256 of content, shape and type, hexadecimal.
+        digest: of content, shape and type: see `content_digest`.
 
     Raises:
         DataError: if a sample has numbers that are not finite.
@@ -83,8 +83,12 @@ class ProxySet:
 
 
 def content_digest(inputs: Tensor) -> str:
-    """SHA-256 of a tensor's type, shape and content, independent of its memory layout."""
+    """A tensor's type, shape and content in sixteen hexadecimal digits, independent of its memory layout.
+
+    The first quarter of SHA-256: it tells sets apart that differ by accident, travels in every message, and guards
+    against nobody who wants two sets to look the same.
+    """
     array = np.ascontiguousarray(inputs.numpy())
     digest = hashlib.sha256(f"{array.dtype.str}{array.shape}".encode())
     digest.update(array.tobytes())
-    return digest.hexdigest()
+    return digest.hexdigest()[:16]
