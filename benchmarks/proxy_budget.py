@@ -84,9 +84,7 @@ def main() -> None:
         results += played(options, choose, changes)
         if options.out:
             options.out.write_text(json.dumps(results, indent=1) + "\n")
-    title = (
-        f"{options.scenario}: {options.per_round} proxy samples a round, accuracy in per cent, seeds {options.seeds}"
-    )
+    title = f"{options.scenario}: {options.per_round} proxy samples a round, in per cent, seeds {options.seeds}"
     table = Table(title=title, title_justify="left")
     for heading in ("method", "task", "strategy"):
         table.add_column(heading)
@@ -94,21 +92,21 @@ def main() -> None:
         table.add_column(heading, justify="right")
     for method in options.methods:
         for task in dict.fromkeys(row["task"] for row in results):
-            by = {
-                choose: [
-                    row for row in results if (row["method"], row["task"], row["choose"]) == (method, task, choose)
-                ]
-                for choose in options.choose
-            }
+            own = [row for row in results if (row["method"], row["task"]) == (method, task)]
+            by = {choose: [row for row in own if row["choose"] == choose] for choose in options.choose}
             for choose, rows in by.items():
-                paired = zip(rows, by.get("random", []), strict=False)
+                gains = [
+                    row["clients"] - other["clients"]
+                    for row, other in zip(rows, by.get("random", []), strict=False)
+                    if choose != "random"
+                ]
                 table.add_row(
                     method,
                     task,
                     choose,
                     spread([row["clients"] for row in rows]),
                     spread([row["worst"] for row in rows]),
-                    spread([row["clients"] - other["clients"] for row, other in paired] or [0.0]),
+                    spread(gains) if gains else "",
                     f"{statistics.mean(row['bytes'] for row in rows) / 1000:.1f}",
                 )
     Console(width=130).print(table)

@@ -12,7 +12,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from fedstill.common.ensemble import hardened, mean_parameters, mean_soft_labels, sharpened
+from fedstill.common.ensemble import disagreement, hardened, mean_parameters, mean_soft_labels, sharpened
 from fedstill.common.errors import KnowledgeError, UnsupportedError
 from fedstill.common.knowledge import Form, Parameters, SoftLabels
 
@@ -235,3 +235,73 @@ class TestMeanParameters:
         for weights in ([1.0, 1.0], [0.0], [-1.0], [math.nan]):
             with pytest.raises(KnowledgeError, match="expected 1 finite numbers"):
                 mean_parameters([one], weights)
+
+
+# How far opinions lie apart -----------------------------------------------------------------------------------------
+
+
+def entropy(*probabilities: float) -> float:
+    return -sum(p * math.log(p) for p in probabilities if p > 0)
+
+
+def test_disagreement_is_the_jensen_shannon_divergence() -> None:
+    one = labels([[1, 0], [0.5, 0.5], [0.75, 0.25], [1, 0]])
+    other = labels([[0, 1], [0.5, 0.5], [0.25, 0.75], [1, 0]])
+
+    apart = disagreement([one, other], space=("a", "b"))
+
+    np.testing.assert_allclose(apart, [math.log(2), 0, math.log(2) - entropy(0.75, 0.25), 0], atol=1e-12)
+    assert (disagreement([one], space=("a", "b")) == 0).all()
+
+
+def test_disagreement_of_those_that_answered() -> None:
+    one, other, third = (
+        labels([[1, 0], [1, 0]], samples=[2, 7]),
+        labels([[0, 1]], samples=[7]),
+        labels([[0, 1]], samples=[2]),
+    )
+    fourth = labels([[0.5, 0.5]], samples=[9])
+
+    apart = disagreement([one, other, third, one, fourth], space=("a", "b"))
+
+    two_to_one = entropy(1 / 3, 2 / 3)
+    np.testing.assert_allclose(apart, [two_to_one, two_to_one, 0], atol=1e-12)
+
+
+def test_an_opinion_says_of_a_class_that_it_does_not_know_what_the_others_say() -> None:
+    one, other = labels([[0.5, 0.5]]), labels([[0.25, 0.25, 0.5]], SPACE)
+
+    apart = disagreement([one, other], space=("a", "b", "c"))
+
+    # One becomes (0.5, 0.5, 0.5) / 1.5.
+    third, mean = 1 / 3, (1 / 3 + 0.25) / 2
+    wanted = entropy(mean, mean, 1 - 2 * mean) - (entropy(third, third, third) + entropy(0.25, 0.25, 0.5)) / 2
+    np.testing.assert_allclose(apart, [wanted], atol=1e-7)
+    exclusive = [labels([[1.0]], ["a"]), labels([[1.0]], ["b"])]
+    np.testing.assert_allclose(disagreement(exclusive, space=("a", "b")), [0], atol=1e-12)
+
+
+def test_disagreement_of_words_is_over_those_that_there_are() -> None:
+    one = labels([[[1, 0], [1, 0], [0, 0]]], output="token-level")
+    other = labels([[[1, 0], [0, 1], [0, 0]]], output="token-level")
+
+    np.testing.assert_allclose(disagreement([one, other], space=("a", "b")), [math.log(2) / 2], atol=1e-12)
+
+
+def test_disagreement_of_several_labels_is_summed_over_classes() -> None:
+    one, other = (labels([values], output="multi-label") for values in ([1, 1], [0, 0]))
+
+    np.testing.assert_allclose(disagreement([one, other], space=("a", "b")), [2 * math.log(2)], atol=1e-12)
+
+
+def test_disagreement_of_raw_outputs() -> None:
+    scores = [labels([values], form="logits") for values in ([5 + math.log(3), 5], [0, math.log(3)])]
+
+    wanted = math.log(2) - entropy(0.75, 0.25)
+    np.testing.assert_allclose(disagreement(scores, space=("a", "b")), [wanted], atol=1e-6)
+
+
+def test_numbers_have_no_disagreement() -> None:
+    numbers = [labels([[value]], ["a"], output="regression") for value in (1.5, 2.5)]
+    with pytest.raises(UnsupportedError, match="entropy of regression outputs"):
+        disagreement(numbers, space=("a",))

@@ -18,7 +18,7 @@ import typer
 
 from fedstill.common import errors
 from fedstill.common.learning import Training
-from fedstill.common.registry import ALGORITHMS, CODECS, MODELS, TASKS, Registry
+from fedstill.common.registry import ALGORITHMS, CODECS, MODELS, QUERIES, TASKS, Registry
 from fedstill.common.scenario import Clients, PartitionPlan, ProxyPlan, Rounds, Scenario, TaskPlan
 from fedstill.common.sources import named_scenarios
 from fedstill.server.admission import Rejection
@@ -115,6 +115,7 @@ def test_no_table_of_a_class_that_is_gone() -> None:
         ("algorithms.md", "Teachers", TEACHERS),
         ("data.md", "Tasks", TASKS),
         ("scenarios.md", "Codecs", CODECS),
+        ("scenarios.md", "Query strategies", QUERIES),
     ],
 )
 def test_every_plugin_has_its_row(page: str, heading: str, registry: Registry) -> None:
@@ -148,7 +149,14 @@ def test_named_scenarios() -> None:
 def test_readme_lists_what_is_in_it() -> None:
     rows = table_below((ROOT / "README.md").read_text(encoding="utf-8"), "What is in it")
     contents = {re.sub(r"\[(.*)\].*", r"\1", row[0]): set(re.findall(r"`([\w-]+)`", row[1])) for row in rows}
-    registries = {"Algorithms": ALGORITHMS, "Teachers": TEACHERS, "Tasks": TASKS, "Models": MODELS, "Codecs": CODECS}
+    registries = {
+        "Algorithms": ALGORITHMS,
+        "Teachers": TEACHERS,
+        "Tasks": TASKS,
+        "Models": MODELS,
+        "Codecs": CODECS,
+        "Query strategies": QUERIES,
+    }
     assert contents == {title: set(plugins(registry)) for title, registry in registries.items()}
 
 

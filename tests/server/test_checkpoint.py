@@ -36,7 +36,8 @@ def state(step: int, knowledge: Knowledge | None = LABELS) -> RunState:
     memory = {"momentum/deep": torch.tensor([1, step])}
     told = remember(knowledge)
     own = {} if told is None else {"a/client": told, "another": replace(told, samples=told.samples + 1)}
-    task = TaskState(knowledge, {"weight": weight, "tied": weight}, memory, own, told)
+    pool = {"disagreement": torch.tensor([0.5, float("nan")]), "labels.rounds": torch.tensor([step])}
+    task = TaskState(knowledge, {"weight": weight, "tied": weight}, memory, own, told, pool=pool)
     record = {"kind": "round", "step": step, "text": "line\u2028break\x85 \ud800", "loss": float("nan")}
     return RunState(step, {"pets": task, "empty": TaskState(None, {}, {})}, {"client-0": step}, record)
 
@@ -58,6 +59,9 @@ def test_a_state_comes_back_to_the_bit(tmp_path: Path, knowledge: Knowledge | No
     assert found.record == {**state(3).record, "loss": None}
     task = found.tasks["pets"]
     assert task.memory["momentum/deep"].tolist() == [1, 3]
+    assert task.pool["disagreement"][0] == 0.5
+    assert task.pool["disagreement"].isnan().tolist() == [False, True]
+    assert task.pool["labels.rounds"].tolist() == [3]
     assert found.tasks["empty"].knowledge is None
     assert [found.tasks["empty"].own, found.tasks["empty"].heard] == [{}, None]
     before = state(3, knowledge).tasks["pets"]

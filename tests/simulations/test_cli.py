@@ -297,6 +297,7 @@ KINDS = {
     "models": {"linear-softmax", "mlp-small", "cnn-small"},
     "teachers": {"consensus", "model", "pretrained"},
     "codecs": {"raw", "fp16"},
+    "queries": {"random", "uncertain", "disagreement", "novelty"},
     "scenarios": {"digits"},
 }
 

@@ -19,6 +19,7 @@ from fedstill.common.learning import Training
 from fedstill.common.outputs import output_kind
 from fedstill.common.query import check_choice
 from fedstill.common.registry import ALGORITHMS, CODECS, QUERIES, TASKS
+from fedstill.common.scenario_checks import check_adaptive, check_codec, check_shared
 from fedstill.common.task import Task
 
 _TASK_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
@@ -32,7 +33,8 @@ class ProxyPlan:
     """The public samples of a task.
 
     Attributes:
-        samples: how many are taken from the data set, before the clients get theirs.
+        samples: how many are taken from the data set, before the clients get theirs; or from `source`.
+        source: another data set whose samples are the public ones, without labels; "" for the task's own.
         per_round: how many of them a round is about, chosen anew each round; 0 for all.
         choose: the query strategy that chooses them.
         shared: tasks with the same name here have the same proxy samples: the same rows if they read the same inputs,
@@ -40,6 +42,7 @@ class ProxyPlan:
     """
 
     samples: int = 500
+    source: str = ""
     per_round: int = 0
     choose: str = "random"
     shared: str = ""
@@ -241,67 +244,15 @@ class Scenario:
             if len(set(plan.clients)) != len(plan.clients):
                 raise ConfigError(f"tasks.{name}.clients = {list(plan.clients)}", "expected every client once")
         check_plan(self.algorithm, teacher=self.teacher.name, rounds=self.rounds.count)
-        _check_shared(self.tasks)
-        _check_adaptive(self)
-        _check_codec(self)
+        check_shared(self.tasks)
+        check_adaptive(self)
+        check_codec(self)
         if all(plan.clients for plan in self.tasks.values()):
             idle = set(range(self.clients.count)).difference(*(plan.clients for plan in self.tasks.values()))
             if idle:
                 raise ConfigError(
                     f"client {min(idle)} without a task", "expected one for every client", "see tasks.NAME.clients"
                 )
-
-
-def _check_codec(scenario: Scenario) -> None:
-    """Refuse a codec that cannot be used here, or cannot hold what is exchanged."""
-    codec, method = scenario.codec, scenario.algorithm
-    if not getattr(codec, "only_distributions", False) or method.exchange in ("nothing", "data"):
-        return
-    if method.exchange != "soft-labels" or asked(method)[0] != "probabilities":
-        raise ConfigError(
-            f"codec '{codec.name}' with algorithm '{method.name}'",
-            "expected a method that exchanges probabilities",
-            "choose another codec",
-        )
-    for name, plan in scenario.tasks.items():
-        if not output_kind(plan.task.output).has_classes:
-            raise ConfigError(
-                f"codec '{codec.name}' with task '{name}' of output kind '{plan.task.output}'",
-                "expected distributions over classes",
-                "choose another codec",
-            )
-
-
-def _check_adaptive(scenario: Scenario) -> None:
-    """Refuse adaptive clients that have nothing to compare with."""
-    if not scenario.training.adaptive:
-        return
-    if not scenario.alone:
-        raise ConfigError(
-            "training.adaptive with alone = false",
-            "expected students trained alone to compare with",
-            "set alone = true",
-        )
-    for name, plan in scenario.tasks.items():
-        if not plan.holdout:
-            raise ConfigError(
-                f"training.adaptive with tasks.{name}.holdout=0", "expected held-out examples", "such as holdout = 0.2"
-            )
-
-
-def _check_shared(tasks: Mapping[str, TaskPlan]) -> None:
-    """Refuse tasks that share proxy samples and disagree on how many."""
-    first: dict[str, tuple[str, ProxyPlan]] = {}
-    for name, plan in tasks.items():
-        if not plan.proxy.shared:
-            continue
-        other, told = first.setdefault(plan.proxy.shared, (name, plan.proxy))
-        if told != plan.proxy:
-            raise ConfigError(
-                f"tasks.{name}.proxy with {plan.proxy.samples} samples, {plan.proxy.per_round} a round",
-                f"expected {told.samples} and {told.per_round}, as task '{other}', which shares them",
-                "set the same numbers",
-            )
 
 
 _SECTIONS: dict[str, type] = {"clients": Clients, "rounds": Rounds, "training": Training}

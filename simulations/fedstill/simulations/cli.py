@@ -270,7 +270,7 @@ def list_(
     kind: Annotated[Kind | None, typer.Argument(help="What to list. [default: everything]")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show what there is: algorithms, tasks, models, teachers, codecs, queries and scenarios, with a line and a paper."""
+    """Show what there is: algorithms, tasks, models, teachers, codecs, queries, scenarios; a line and a paper each."""
     from rich.table import Table
 
     from fedstill.simulations.catalogue import catalogue

@@ -7,9 +7,8 @@ and brings each row to a sum of 1. With e = √C / 2S, the roots' largest distan
     Σ_c |p̂_c − p_c| <= 2e,    |p̂_c − p_c| <= e,
 
 for sin of the angle between root and level vector is at most e, and Σ|u² − v²| <= ‖u − v‖ ‖u + v‖ = 2 sin of it.
-A row to which the even distribution is at least as near as its levels are becomes zeros, which decode to that: few
-levels make noise of an answer that says little, and noise costs bits. Nearness is decided in whole numbers, with roots
-in steps of 1/255.
+A row of one level only, or of none, goes as zeros, which decode to the even distribution too: clients that doubt say it
+often, and zeros cost least.
 
 The levels are coded as `_levels` says. A message is a vector of bytes: a check sum (CRC-32, little-endian, of all that
 follows), the format, S, which earlier messages it was coded in the context of (bits), the digest of these (8 bytes, if
@@ -49,7 +48,6 @@ _PACKED = ":sqrtp"
 _FORMAT = 2
 _HEAD = struct.Struct("<IBBB")
 _DIGEST = 8
-_FINE = 255
 
 _Sides = Sequence[NDArray[np.float32] | None]
 
@@ -130,12 +128,8 @@ def _ways(known: _Sides) -> list[_Sides]:
 
 def _quantised(rows: NDArray[np.float64], top: int) -> NDArray[np.int64]:
     """Levels of rows of probabilities: both square root and product are rounded correctly on every machine."""
-    roots = np.sqrt(np.clip(rows, 0, 1))
-    levels: NDArray[np.int64] = np.rint(roots * top).astype(np.int64)
-    # The cosine of the angle to the levels, and to the even distribution; the squares of both, without fractions.
-    fine = np.rint(roots * _FINE).astype(np.int64)
-    along, even = (fine * levels).sum(-1), fine.sum(-1)
-    levels[even**2 * (levels**2).sum(-1) >= along**2 * rows.shape[-1]] = 0
+    levels: NDArray[np.int64] = np.rint(np.sqrt(np.clip(rows, 0, 1)) * top).astype(np.int64)
+    levels[levels.min(-1) == levels.max(-1)] = 0
     return levels
 
 
