@@ -14,6 +14,7 @@ from fedstill.common.algorithm import Algorithm
 from fedstill.common.algorithms.fedavg import FedAvg
 from fedstill.common.algorithms.fedmd import FedMD
 from fedstill.common.algorithms.local import Local
+from fedstill.common.codecs.topk import TopK
 from fedstill.common.errors import ConfigError, RunFolderError, UnsupportedError
 from fedstill.common.learning import Training
 from fedstill.common.scenario import ProxyPlan, TaskPlan
@@ -141,5 +142,10 @@ def test_flowers_own_loop_is_refused(tmp_path: Path) -> None:
 def test_a_scenario_that_makes_no_sense_is_refused_at_once(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="clients_count=0"):
         Distillation(algorithm=Local(), task=PLAN, clients=0)
-    with pytest.raises(ConfigError, match="codec"):
+    with pytest.raises(ConfigError, match="codec 'zip'"):
         strategy(tmp_path, Local(), codec="zip")
+
+
+def test_a_codec_by_name_or_with_options(tmp_path: Path) -> None:
+    assert strategy(tmp_path, Local(), codec="topk").scenario.codec == TopK(kept=16)
+    assert strategy(tmp_path, Local(), codec=TopK(kept=4)).scenario.codec == TopK(kept=4)

@@ -1,4 +1,4 @@
-"""Messages ↔ Flower's records: the only file that knows the wire's keys, and the only one here that knows Flower.
+"""Messages ↔ Flower's records: the only file that knows the wire's keys; beside `packing` the only one with Flower.
 
 A message is a RecordDict; it may come as it is, or as `packing` has packed it:
 

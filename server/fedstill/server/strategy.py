@@ -22,8 +22,9 @@ from flwr.serverapp.strategy import Result, Strategy
 from numpy.typing import NDArray
 
 from fedstill.common.algorithm import Algorithm
+from fedstill.common.codec import Codec
 from fedstill.common.errors import UnsupportedError
-from fedstill.common.scenario import Clients, Plugin, Scenario, TaskPlan, dump, single_task, to_toml
+from fedstill.common.scenario import Clients, Plugin, Scenario, TaskPlan, codec_from, dump, single_task, to_toml
 from fedstill.common.task import Task
 from fedstill.server.folder import RunFolder, begin_folder
 from fedstill.server.launch import launch
@@ -43,6 +44,7 @@ class Distillation(Strategy):
         clients: how many there are, or `Clients` where cohort or quorum matter.
         seed: of everything; the ClientApp needs the same.
         teacher: name of the server's part, "consensus", "model" or "pretrained", or a `Plugin` with its options.
+        codec: how arrays travel, a name ("fp16") or a codec with its options.
         run_dir: the run folder; a folder that holds this run already is gone on with. None: a new one below runs/.
         data_dir: folder of data sets.
         others: further attributes of `Scenario`, such as `training`.
@@ -60,13 +62,15 @@ class Distillation(Strategy):
         clients: int | Clients,
         seed: int = 1,
         teacher: str | Plugin = "consensus",
+        codec: str | Codec = "raw",
         run_dir: Path | None = None,
         data_dir: Path | None = None,
         **others: Any,
     ) -> None:
         plugin = Plugin(teacher) if isinstance(teacher, str) else teacher
+        packer = codec_from(codec) if isinstance(codec, str) else codec
         self._scenario = single_task(
-            task, model, clients=clients, seed=seed, algorithm=algorithm, teacher=plugin, **others
+            task, model, clients=clients, seed=seed, algorithm=algorithm, teacher=plugin, codec=packer, **others
         )
         self._run_dir = run_dir
         self._data_dir = data_dir
