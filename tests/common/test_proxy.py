@@ -15,7 +15,7 @@ INPUTS = torch.arange(24, dtype=torch.float32).reshape(6, 4)
 
 def test_the_digest_is_of_content_shape_and_type() -> None:
     # SHA-256 of "<f4(2,)" and the eight bytes of 0.0 and 1.0
-    wanted = hashlib.sha256(b"<f4(2,)" + struct.pack("<2f", 0.0, 1.0)).hexdigest()
+    wanted = hashlib.sha256(b"<f4(2,)" + struct.pack("<2f", 0.0, 1.0)).hexdigest()[:16]
     assert content_digest(torch.tensor([0.0, 1.0])) == wanted
     others = [INPUTS.double(), INPUTS.reshape(4, 6), INPUTS + 1, INPUTS[:5]]
     assert len({content_digest(inputs) for inputs in [INPUTS, *others]}) == 5
