@@ -33,7 +33,8 @@ class ProxyPlan:
     """The public samples of a task.
 
     Attributes:
-        samples: how many are taken from the data set, before the clients get theirs.
+        samples: how many are taken from the data set, before the clients get theirs; or from `source`.
+        source: another data set whose samples are the public ones, without labels; "" for the task's own.
         per_round: how many of them a round is about, chosen anew each round; 0 for all.
         choose: the query strategy that chooses them.
         shared: tasks with the same name here have the same proxy samples: the same rows if they read the same inputs,
@@ -41,6 +42,7 @@ class ProxyPlan:
     """
 
     samples: int = 500
+    source: str = ""
     per_round: int = 0
     choose: str = "random"
     shared: str = ""

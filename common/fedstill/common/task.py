@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import ClassVar, Protocol
+from typing import ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -168,6 +168,23 @@ class Task(Protocol):
 
     def measure(self, logits: Tensor, targets: Tensor, classes: Classes) -> dict[str, float]:
         """Measures of raw outputs against true targets; the first is the task's main one, and higher is better."""
+
+
+@runtime_checkable
+class ReadsUnlabelled(Protocol):
+    """A task that reads public samples from where there are no labels; others read a source in their own format."""
+
+    def unlabelled(self, folder: Path | None, source: str, like: Tensor) -> Tensor:
+        """Raw inputs (N, …) of that source.
+
+        Args:
+            folder: the data folder.
+            source: where they are.
+            like: raw inputs of the task's own data set; theirs are of the same shape and type.
+
+        Raises:
+            DataError: if they are missing or broken.
+        """
 
 
 def find_task_folder(folder: Path | None, source: str) -> Path:

@@ -71,7 +71,7 @@ def simulated(scenario: Scenario, data_dir: Path | None) -> Mapping[str, ServerT
             group=share.group,
             proxy=share.proxy,
             per_round=scenario.tasks[name].proxy.per_round,
-            proxy_targets=share.proxy_targets,
+            proxy_targets=share.proxy_targets if len(share.proxy_targets) else None,
             test=share.test,
             pooled=share.pooled,
             features=feature_width(scenario.algorithm, _widths(scenario.tasks[name].models, share.spec))

@@ -18,10 +18,12 @@ from fedstill.common.algorithm import Algorithm, check_clients, own_weights
 from fedstill.common.errors import FedstillError, QuorumError, UnsupportedError
 from fedstill.common.messages import DESCRIBE, Description, TaskDescription
 from fedstill.common.models import model_names
+from fedstill.common.packing import content_bytes
 from fedstill.common.sides import ClientInfo
 from fedstill.server.admission import LONGEST_DETAIL, last_line
 from fedstill.server.exchange import ask
 from fedstill.server.holdings import ServerTask
+from fedstill.server.record import Traffic
 
 log = logging.getLogger(__name__)
 
@@ -34,11 +36,13 @@ class Roster:
         nodes: Flower's node id, by client name, in the order of names.
         descriptions: what each said of itself.
         refused: why a node does not take part, by node.
+        traffic: bytes of the descriptions, and of the questions for them.
     """
 
     nodes: Mapping[str, int]
     descriptions: Mapping[str, Description]
     refused: Mapping[int, str]
+    traffic: Traffic
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -86,6 +90,7 @@ def gather(grid: Grid, tasks: Mapping[str, ServerTask], *, count: int, least: in
     asked = {f"node {number}": number for number in ids}
     questions = dict.fromkeys(asked, records.write_question())
     told: dict[str, tuple[int, Description]] = {}
+    sizes: dict[str, int] = {}
     refused: dict[int, str] = {}
     for reply in ask(grid, questions, asked, kind=DESCRIBE, group="describe", deadline=deadline):
         node = asked[reply.client]
@@ -99,6 +104,7 @@ def gather(grid: Grid, tasks: Mapping[str, ServerTask], *, count: int, least: in
                 refused[node] = f"a second node calls itself '{description.client}'"
                 continue
             told[description.client] = (node, description)
+            sizes[description.client] = content_bytes(reply.message.content)
         except (FedstillError, ValueError, TypeError, KeyError) as error:
             refused[node] = str(error)[:LONGEST_DETAIL]
     for node, why in refused.items():
@@ -111,7 +117,12 @@ def gather(grid: Grid, tasks: Mapping[str, ServerTask], *, count: int, least: in
             reasons or "start the clients, or raise rounds.deadline",
         )
     names = sorted(told)
-    return Roster({name: told[name][0] for name in names}, {name: told[name][1] for name in names}, refused)
+    return Roster(
+        nodes={name: told[name][0] for name in names},
+        descriptions={name: told[name][1] for name in names},
+        refused=refused,
+        traffic=Traffic(sizes, dict.fromkeys(names, content_bytes(records.write_question()))),
+    )
 
 
 def check_tasks(roster: Roster, tasks: Mapping[str, ServerTask]) -> None:

@@ -224,12 +224,13 @@ def _advance(turn: Turn) -> RunState:
         memory = dict(side.memory)
         tasks[name] = TaskState(knowledge, weights, memory, own, heard, personal.get(name, {}), recalled, pool)
     saved = {} if turn.kind == "alone" else dict.fromkeys(collected.answers, turn.step)
+    introductions = [turn.roster.traffic] if turn.kind == "alone" else []
     record = StepRecord(
         kind=turn.kind,
         step=turn.step,
         attempt=collected.attempt,
         abandoned=[one.attempt for one in abandoned],
-        traffic=total([one.traffic for one in (*abandoned, collected)]),
+        traffic=total([one.traffic for one in (*abandoned, collected)] + introductions),
         seconds=run.clock() - begun,
         server=measures,
         clients=client_measures(collected.answers),

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from fedstill.common.data.partition import partition
 from fedstill.common.data.proxy import ProxySet
-from fedstill.common.data.sharing import Split, split
+from fedstill.common.data.public import Public, public_samples
+from fedstill.common.data.sharing import Rows, Split, split
 from fedstill.common.errors import DataError
 from fedstill.common.labels import Classes, positions
 from fedstill.common.scenario import Scenario, TaskPlan
@@ -49,7 +50,7 @@ class TaskShare:
         spec: the task over its whole label space.
         group: whose proxy samples they are: of the tasks that share them, or of this one.
         proxy: public samples without labels.
-        proxy_targets: their labels, which only measurement sees: (P,).
+        proxy_targets: their labels, which only measurement sees: (P,), or empty where nobody knows them.
         test: samples to measure everybody with, or None.
         clients: by client name.
     """
@@ -98,10 +99,15 @@ def _federate(tasks: tuple[tuple[str, TaskPlan], ...], clients: int, seed: int, 
     splits = _splits(dict(tasks), data, seed)
     for task_name, plan in tasks:
         own_seed = derive(seed, "data", task_name)
+        pool = data[task_name].pool
+        group_seed = derive(seed, "data", plan.group(task_name))
+        rows = splits[task_name]
+        public = public_samples(plan, pool, rows.public, data_dir, seed=group_seed)
         owners, shares[task_name] = _share(
-            task_name, plan, data[task_name], splits[task_name], clients=clients, seed=own_seed
+            task_name, plan, data[task_name], rows.private, public, clients=clients, seed=own_seed
         )
         names = names or (client_names(clients) if plan.clients else owners)
+    _check_shared(dict(tasks), shares)
     if len(tasks) > 1:
         names = client_names(clients)
         shares = {
@@ -116,9 +122,23 @@ def _splits(plans: Mapping[str, TaskPlan], data: Mapping[str, TaskData], seed: i
         groups.setdefault(plan.group(name), []).append(name)
     found: dict[str, Split] = {}
     for group, names in groups.items():
-        samples = plans[names[0]].proxy.samples
+        # Tasks that share have the same plan: all of them read another source, or none does.
+        samples = 0 if plans[names[0]].proxy.source else plans[names[0]].proxy.samples
         found |= split({name: data[name] for name in names}, samples, seed=derive(seed, "data", group))
     return found
+
+
+def _check_shared(plans: Mapping[str, TaskPlan], shares: Mapping[str, TaskShare]) -> None:
+    """Refuse tasks that share public samples of another source and do not read the same inputs from it."""
+    first: dict[str, str] = {}
+    for name, plan in plans.items():
+        other = first.setdefault(plan.group(name), name)
+        if plan.proxy.source and shares[name].proxy.digest != shares[other].proxy.digest:
+            raise DataError(
+                f"tasks '{other}' and '{name}', which share public samples of '{plan.proxy.source}'",
+                "expected the same inputs",
+                "give both the same options, or each its own proxy set",
+            )
 
 
 def _over(space: Classes, data: ClientData) -> Tensor:
@@ -142,20 +162,18 @@ def _renamed(share: TaskShare, names: tuple[str, ...], plan: TaskPlan) -> TaskSh
 
 
 def _share(
-    name: str, plan: TaskPlan, data: TaskData, rows: Split, *, clients: int, seed: int
+    name: str, plan: TaskPlan, data: TaskData, rows: Rows, public: Public, *, clients: int, seed: int
 ) -> tuple[tuple[str, ...], TaskShare]:
-    pool = data.pool
-    public = pool.take(rows.public)
-    rest = np.sort(rows.private[: plan.private or None])
+    rest = np.sort(rows[: plan.private or None])
     raw = public.inputs
 
     def ready(examples: Examples) -> Examples:
         return examples.with_inputs(plan.task.prepare(examples.inputs, raw))
 
-    private = ready(pool.take(rest))
+    private = ready(data.pool.take(rest))
     test = None if data.test is None else ready(_some(data.test, plan.test, seed))
-    public = ready(public)
-    shape = tuple(public.inputs.shape[1:])
+    proxy = ProxySet(plan.task.prepare(raw, raw))
+    shape = tuple(proxy.inputs.shape[1:])
     spec = TaskSpec(
         name,
         plan.task.output,
@@ -173,7 +191,7 @@ def _share(
     return owners, TaskShare(
         spec=spec,
         group=plan.group(name),
-        proxy=ProxySet(public.inputs),
+        proxy=proxy,
         proxy_targets=public.targets,
         test=test,
         clients={

@@ -29,19 +29,21 @@ def open_images(source: Path) -> AbstractContextManager[FileStore]:
     return open_files(source, SUFFIXES, noun="images")
 
 
-def decode(store: FileStore, names: Sequence[str], *, size: tuple[int, int] | None = None) -> NDArray[np.uint8]:
-    """Images as bytes: (N, channels, height, width). The first one says whether they are grey (1) or coloured (3).
+def decode(
+    store: FileStore, names: Sequence[str], *, size: tuple[int, int] | None = None, mode: str = ""
+) -> NDArray[np.uint8]:
+    """Images as bytes: (N, channels, height, width).
 
     Args:
         store: where they are.
         names: which ones, in this order.
         size: height and width to which they are resized; None if all are of one size.
+        mode: "L" for grey ones (1 channel), "RGB" for coloured ones (3); "" for what the first one is.
 
     Raises:
         DataError: if one is damaged, or the sizes differ.
     """
     pixels: NDArray[np.uint8] | None = None
-    mode = ""
     for row, name in enumerate(names):
         image = _decode(store, name, mode, size)
         mode = mode or ("L" if image.ndim == 2 else "RGB")

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedstill.common import check
-from fedstill.common.data.archives import FileStore, archive_in
+from fedstill.common.data.archives import ARCHIVES, FileStore, archive_in
 from fedstill.common.data.classes import check_share, class_names, class_positions, merged, set_aside
 from fedstill.common.data.content import part_of, read_text, told_as_data_errors
 from fedstill.common.data.idx import dimensions, read_idx
@@ -43,6 +43,7 @@ class ImageTask:
         label_column: column of QMNIST's label files that is the label: 0 the digit, 1 the series of NIST's forms (0 to
             3 were written by employees, 4 by pupils).
         merge: classes that are told as one, as "even: 0 2 4 6 8"; each class once. () for the classes themselves.
+        negative: image files are read as negatives: dark on light becomes light on dark.
     """
 
     name: ClassVar[str] = "image"
@@ -56,6 +57,7 @@ class ImageTask:
     test_share: float = 0.2
     label_column: int = 0
     merge: tuple[str, ...] = ()
+    negative: bool = False
 
     def __post_init__(self) -> None:
         check.at_least(0, samples=self.samples, side=self.side, label_column=self.label_column)
@@ -64,6 +66,10 @@ class ImageTask:
     def load(self, folder: Path | None) -> TaskData:
         """Read the images as bytes (N, channels, height, width); kept for the next call in this process."""
         return _load(self, folder)
+
+    def unlabelled(self, folder: Path | None, source: str, like: Tensor) -> Tensor:
+        """Images of a source without labels, as bytes; image files at any depth get the size and colours of `like`."""
+        return _unlabelled(self, folder, source, tuple(like.shape[1:]))
 
     def prepare(self, inputs: Tensor, proxy: Tensor) -> Tensor:
         """Standardise each channel with the proxy set's mean and deviation."""
@@ -195,6 +201,30 @@ def _image_files(task: ImageTask, path: Path) -> TaskData:
     return TaskData(pool, classes, test)
 
 
+@lru_cache(maxsize=1)
+def _unlabelled(task: ImageTask, folder: Path | None, source: str, shape: tuple[int, int, int]) -> Tensor:
+    with told_as_data_errors(source):
+        path = find_task_folder(folder, source)
+        files = sorted(path.iterdir()) if path.is_dir() else [path]
+        packed = [file for file in files if file.name.lower().endswith(ARCHIVES)]
+        images = [file for file in files if file.is_file() and _ROLES.get(dimensions(file)) == "images"]
+        if images:
+            found = np.concatenate([np.asarray(read_idx(file))[:, None] for file in images])
+            return torch.from_numpy(found[_chosen(len(found), task.samples, "unlabelled")])
+        parts = [_any_images(task, part, shape) for part in packed or [path]]
+        return torch.from_numpy(np.concatenate(parts))
+
+
+def _any_images(task: ImageTask, path: Path, shape: tuple[int, int, int]) -> NDArray[np.uint8]:
+    channels, *size = shape
+    with open_images(path) as store:
+        rows = _chosen(len(store.names), task.samples, "unlabelled")
+        found = decode(
+            store, [store.names[row] for row in rows], size=(size[0], size[1]), mode="L" if channels == 1 else "RGB"
+        )
+    return 255 - found if task.negative else found
+
+
 def _part(path: Path, name: str) -> str:
     parts = PurePosixPath(name).parts
     if len(parts) < 2:
@@ -210,4 +240,5 @@ def _read(task: ImageTask, store: FileStore, names: Sequence[str], *, part: str,
     targets = class_positions([_class(name) for name in names], classes, f"{part} part of '{task.source}'")
     rows = _chosen(len(names), task.samples, part)
     images = decode(store, [names[row] for row in rows], size=(task.side, task.side) if task.side else None)
-    return Examples(torch.from_numpy(images), targets[torch.from_numpy(rows)])
+    seen = 255 - images if task.negative else images
+    return Examples(torch.from_numpy(seen), targets[torch.from_numpy(rows)])
