@@ -26,7 +26,7 @@ from fedstill.simulations.compare.figures import figures
 from fedstill.simulations.compare.plan import Cell, plan
 from fedstill.simulations.compare.work import play_all, run_path
 
-METHODS = ("local", "fedmd", "dsfl", "central")
+METHODS = ("local", "fedmd", "dsfl", "fedstill", "central")
 
 
 def measured(cell: Cell, folder: RunFolder) -> dict[str, Any]:

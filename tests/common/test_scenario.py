@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from fedstill.common.algorithms.dsfl import DSFL
 from fedstill.common.algorithms.fedmd import FedMD
+from fedstill.common.algorithms.fedstill import Fedstill
 from fedstill.common.codecs.argmax import Argmax
 from fedstill.common.codecs.fp16 import FP16
 from fedstill.common.codecs.sqrtp import SqrtP
@@ -262,7 +263,7 @@ def test_models_are_dealt_in_turn() -> None:
 
 def test_a_scenario_in_python() -> None:
     scenario = single_task(ImageTask(), "mlp-small", clients=3, seed=4, codec=FP16())
-    assert (scenario.clients.count, scenario.seed, scenario.codec, scenario.algorithm) == (3, 4, FP16(), FedMD())
+    assert (scenario.clients.count, scenario.seed, scenario.codec, scenario.algorithm) == (3, 4, FP16(), Fedstill())
     assert scenario.tasks["image"].models == ("mlp-small",)
     plan = TaskPlan(task=ImageTask(), models=("a", "b"), private=9)
     assert single_task(plan, clients=3).tasks["image"] == plan

@@ -454,13 +454,13 @@ def single_task(
         model: architecture of the students; "" for the plan's own.
         clients: how many clients there are, or `Clients` where cohort or quorum matter.
         seed: of everything; both sides need the same.
-        algorithm: the method; only the server needs it.
+        algorithm: the method; None for `fedstill`. Only the server needs it.
         others: further attributes of `Scenario`.
     """
     plan = task if isinstance(task, TaskPlan) else TaskPlan(task=task, models=(model,))
     return Scenario(
         tasks={plan.task.name: replace(plan, models=(model,)) if model else plan},
-        algorithm=algorithm or ALGORITHMS.get("fedmd")(),
+        algorithm=algorithm or ALGORITHMS.get("fedstill")(),
         seed=seed,
         clients=Clients(count=clients) if isinstance(clients, int) else clients,
         **{"name": plan.task.name, **others},

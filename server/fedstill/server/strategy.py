@@ -38,7 +38,7 @@ class Distillation(Strategy):
     """Federated distillation with a method and a task of your choice.
 
     Args:
-        algorithm: the method with its hyper-parameters.
+        algorithm: the method with its hyper-parameters; None for `fedstill`.
         task: what all clients learn; a `TaskPlan` where proxy set, partition or teacher model matter.
         model: architecture of the students; "" for the plan's own.
         clients: how many there are, or `Clients` where cohort or quorum matter.
@@ -56,7 +56,7 @@ class Distillation(Strategy):
     def __init__(
         self,
         *,
-        algorithm: Algorithm,
+        algorithm: Algorithm | None = None,
         task: Task | TaskPlan,
         model: str = "",
         clients: int | Clients,
