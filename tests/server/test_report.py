@@ -187,6 +187,20 @@ def test_bytes_reach_up_to_the_moment_of_the_measure(make_run: RunMaker) -> None
     assert spent.fedavg == (fedavg, 3 * fedavg)
 
 
+def test_what_is_told_at_the_start_has_a_place_and_a_price(make_run: RunMaker) -> None:
+    folder = make_run(rounds=3, failures=False, clients=["a", "b"])
+    records = folder.records()
+    for measures in records[1]["tasks"]["digits"]["clients"].values():
+        measures["distilled.accuracy"] = 0.1
+    found = summary(folder)
+    curves = progress(records, found.tasks[0])
+    spent = cost(records, curves, found)
+    assert list(curves.main) == [0, 1, 2, 3]
+    assert spent.bytes[0] == records[1]["bytes"]["down"]
+    assert spent.values[0] == pytest.approx(0.1)
+    assert len(spent.bytes) == len(spent.values) == 4
+
+
 def test_local_has_no_shared_knowledge(make_run: RunMaker) -> None:
     folder = make_run(algorithm="local")
     curves = progress(folder.records(), summary(folder).tasks[0])

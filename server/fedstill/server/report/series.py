@@ -142,8 +142,9 @@ _STAGES = ("trained", "distilled", "final")
 def cost(records: Sequence[Record], curves: Progress, summary: Summary) -> Cost:
     """The main curve of a task over the bytes that it took; measuring everybody alone at the start is not counted."""
     steps = {record["step"]: record["bytes"] for record in records if record["kind"] in ("round", "finish")}
-    up = dict(zip(steps, accumulate(part["up"] for part in steps.values()), strict=True))
-    down = dict(zip(steps, accumulate(part["down"] for part in steps.values()), strict=True))
+    # What is told at the start, the server's model say, is measured before anything has gone up: at place 0.
+    up = {0: 0, **dict(zip(steps, accumulate(part["up"] for part in steps.values()), strict=True))}
+    down = {0: 0, **dict(zip(steps, accumulate(part["down"] for part in steps.values()), strict=True))}
     later = 1 if curves.together else 0
     main = {place: value for place, value in curves.main.items() if place in up}
     weights = {client.name: client.fedavg for client in summary.traffic}
