@@ -71,7 +71,7 @@ def _bicubic(size: int, side: int) -> Tensor:
 def features(model: Any, examples: Examples, *, side: int, dtype: torch.dtype, batch: int) -> NDArray[np.float16]:
     """The mean of the last feature map over the picture: (N, 1280)."""
     found, start = [], time.perf_counter()
-    for number, images in enumerate(examples.inputs.split(batch), 1):
+    for number, images in enumerate(torch.split(examples.inputs, batch), 1):
         maps = model.extract_features(prepared(images, side, dtype))
         found.append(maps.float().mean((2, 3)).half().numpy())
         if number % 200 == 0:
@@ -105,7 +105,7 @@ def main() -> None:
         if part is not None:
             arrays[f"{prefix}features"] = features(model, part, side=options.side, dtype=dtype, batch=options.batch)
             arrays[f"{prefix}labels"] = part.targets.numpy()
-    np.savez(options.out, **arrays)
+    np.savez(options.out, **arrays)  # type: ignore[arg-type] # NumPy says that they might be called allow_pickle
     print(f"{options.out}: {', '.join(f'{name} {array.shape}' for name, array in arrays.items())}")
     print(f"classes = {list(data.classes)}")
 
