@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from flwr.app import Context, Message
+from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from torch import Tensor, tensor
 
@@ -194,16 +194,16 @@ def test_models_without_a_body_do_not_begin(play_small: Any) -> None:
 
 def test_weights_of_another_kind_of_client_do_not_count(play_small: Any) -> None:
     """A client whose model is of one kind sends weights of the other, which the server knows as well."""
-    kept: list[Message] = []
+    kept: list[RecordDict] = []
 
     def tamper(message: Message, context: Context, inner: ClientApp) -> Message:
         reply = inner(message, context)
         if message.metadata.message_type == ROUND:
             if context.node_config["partition-id"] == 0:
-                kept.append(reply)
+                kept.append(reply.content)
             if context.node_config["partition-id"] == 1:
                 for part in ("knowledge.wine", "task.wine"):
-                    reply.content[part] = kept[-1].content[part]
+                    reply.content[part] = kept[-1][part]
         return reply
 
     played = play_small(plan(), tamper=tamper)
