@@ -183,7 +183,7 @@ def doubted(labels: SoftLabels, doubt: float) -> SoftLabels:
 
 
 def running_mean(
-    memory: dict[str, torch.Tensor], mean: SoftLabels, count: int, *, space: Classes, size: int
+    memory: dict[str, torch.Tensor], mean: SoftLabels, count: int, *, space: Classes, size: int, whole: bool = False
 ) -> SoftLabels:
     """The mean of all opinions on some samples, over all rounds: Σ_r K_r p̄_r / Σ_r K_r.
 
@@ -193,9 +193,10 @@ def running_mean(
         count: K_r, how many they were.
         space: the task's label space.
         size: number of proxy samples.
+        whole: tell all samples that somebody ever had an opinion about.
 
     Returns:
-        The mean over this round's samples and every class that some opinion about one of them knew.
+        The mean over this round's samples, or over all, and every class that some opinion about one of them knew.
     """
     shape = (size, *mean.values.shape[1:-1], len(space))
     total = memory.setdefault(_TOTAL, torch.zeros(shape))
@@ -204,12 +205,14 @@ def running_mean(
     columns = torch.from_numpy(positions(mean.classes, space))
     total[rows[:, None], ..., columns] += count * torch.from_numpy(mean.values).movedim(-1, 1)
     weight[rows[:, None], columns] += count
+    if whole:
+        rows = torch.nonzero(weight.sum(1) > 0).flatten()
     known = torch.nonzero(weight[rows].sum(0) > 0).flatten()
     spread = weight[rows][:, known].reshape(len(rows), *[1] * (total.dim() - 2), len(known))
     values = (total[rows][..., known] / spread.clamp_min(1e-12)).double().numpy()
     classes = tuple(space[place] for place in known)
     normal = output_kind(mean.output).normalise(values).astype(np.float32)
-    return replace(mean, classes=classes, values=normal)
+    return replace(mean, classes=classes, samples=rows.numpy(), values=normal)
 
 
 def mean_parameters(opinions: Sequence[Parameters], weights: Sequence[float]) -> Parameters:

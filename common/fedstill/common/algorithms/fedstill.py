@@ -8,7 +8,8 @@ consensus, u the doubt, C classes and z the student's raw output, it minimises t
                                                                        w = min(1, n_k / N)
 
 and answers with p_k = softmax(z) on the proxy samples. The server takes the mean of all answers of all rounds and
-hardens it so that every class keeps its share; in the end students learn from that alone, without doubt:
+hardens it so that every class keeps its share; in the end students learn from that alone, without doubt, on all samples
+that were ever asked about:
 
     remember    p̄(x) = Σ_r Σ_k p_kr(x) / Σ_r K_r
     harden      q_c(x) ∝ b_c · p̄_c(x)^(1/T), with b such that Σ_x q_c(x) = Σ_x p̄_c(x) for every class c
@@ -104,11 +105,17 @@ class Fedstill:
         return client.soft_labels()
 
     def merge(self, server: Server, contributions: Sequence[Contribution]) -> SoftLabels:
-        """Mean of the answers, of all rounds, hardened."""
+        """Mean of the answers, of all rounds, hardened; after the last round on all samples that it knows."""
         mean = mean_soft_labels([soft_labels_of(c.knowledge) for c in contributions], space=server.spec.classes)
         if self.memory and server.spec.output in _DOUBTING:
-            size, count = len(server.proxy), len(contributions)
-            mean = running_mean(server.memory, mean, count, space=server.spec.classes, size=size)
+            mean = running_mean(
+                server.memory,
+                mean,
+                len(contributions),
+                space=server.spec.classes,
+                size=len(server.proxy),
+                whole=server.round >= server.rounds,
+            )
         return hardened(mean, self.temperature)
 
     def _doubt(self, client: Client) -> float:
