@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
@@ -206,7 +206,7 @@ class TestFedstill:
 
     def test_the_mean_is_over_all_rounds_and_counts_every_answer(self) -> None:
         # Two answers of 3/4, then one of 0: (2 · 3/4 + 0) / 3 = 1/2. Only the sample that both rounds are about.
-        method, side = Fedstill(temperature=1.0), server()
+        method, side = Fedstill(temperature=1.0), server(rounds=3)
         np.testing.assert_allclose(
             method.merge(side, contributions(told([[0.75, 0.25]] * 3), told([[0.75, 0.25]] * 3))).values[2],
             [0.75, 0.25],
@@ -214,6 +214,10 @@ class TestFedstill:
         later = method.merge(side, contributions(told([[0, 1]], samples=np.array([1]))))
         assert later.samples.tolist() == [1]
         np.testing.assert_allclose(later.values, [[0.5, 0.5]], rtol=1e-6)
+        # After the last round all that is remembered is told, whatever that round was about.
+        last = method.merge(replace(side, round=3), contributions(told([[0, 1]], samples=np.array([1]))))
+        assert last.samples.tolist() == SAMPLES.tolist()
+        np.testing.assert_allclose(last.values, [[0.75, 0.25], [0.375, 0.625], [0.75, 0.25]], rtol=1e-6)
         forgetful = Fedstill(temperature=1.0, memory=False).merge(side, contributions(told([[0, 1]] * 3)))
         np.testing.assert_allclose(forgetful.values, [[0, 1]] * 3, atol=1e-6)
 
