@@ -188,7 +188,7 @@ class TestRunFolder:
         self.committed(tmp_path)
         assert open_folder(tmp_path / "run", SCENARIO).name == "run"
         other = parse(override(read_table("digits"), {"seed": 9, "algorithm.temperature": 3.0}))
-        with pytest.raises(RunFolderError, match=r"algorithm\.temperature: 0\.1 / 3\.0; seed: 1 / 9"):
+        with pytest.raises(RunFolderError, match=r"algorithm\.temperature: 0\.3 / 3\.0; seed: 1 / 9"):
             open_folder(tmp_path / "run", other)
 
     @pytest.mark.parametrize("content", [None, b"", b"a = ", b"\xff", b"scenario = 7\n"])
