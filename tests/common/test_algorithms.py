@@ -25,7 +25,7 @@ from fedstill.common.learning import Training
 from fedstill.common.outputs import OUTPUTS
 from fedstill.common.registry import ALGORITHMS
 from fedstill.common.scenario import build
-from fedstill.common.sides import Client, Server, parameters_of, soft_labels_of
+from fedstill.common.sides import Client, Server, parameters_of, soft_labels_of, taught
 from fedstill.common.task import Examples, TaskSpec
 
 LN3 = math.log(3)
@@ -401,3 +401,11 @@ class TestEveryMethod:
         assert kind.exchange in (*KNOWLEDGE, "nothing", "data")
         assert kind.outputs <= set(OUTPUTS.names())
         assert not kind.paper or "https://" in kind.paper
+
+
+def test_a_model_that_teaches_answers_on_all_that_it_was_told() -> None:
+    """A consensus may be about more than the round's samples: the last one of `fedstill` is."""
+    side = server(samples=np.array([1]))
+    assert taught(side, told([[1, 0]] * 3), epochs=1).samples.tolist() == [0, 1, 2]
+    assert taught(side, told([[1, 0]], samples=np.array([0])), epochs=1).samples.tolist() == [0, 1]
+    assert side.samples.tolist() == [1]

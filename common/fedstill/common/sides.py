@@ -7,7 +7,7 @@ the clients.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 import numpy as np
@@ -395,7 +395,7 @@ def _typed(model: nn.Module, inputs: Tensor) -> Tensor:
 
 
 def taught(server: Server, consensus: SoftLabels, *, epochs: int) -> SoftLabels:
-    """What the server's model predicts on the round's samples after it has learnt from a consensus.
+    """What the server's model predicts after it has learnt from a consensus: on the round's samples and on those of it.
 
     Args:
         server: the server's side; its model is trained.
@@ -406,7 +406,8 @@ def taught(server: Server, consensus: SoftLabels, *, epochs: int) -> SoftLabels:
         Predictions of the consensus' form and temperature, over its classes: of others the model has heard nothing.
     """
     server.distil(consensus, epochs=epochs)
-    answer = server.soft_labels(temperature=consensus.temperature, form=consensus.form)
+    asked = replace(server, samples=np.union1d(server.samples, consensus.samples))
+    answer = asked.soft_labels(temperature=consensus.temperature, form=consensus.form)
     if answer.classes == consensus.classes:
         return answer
     columns = torch.from_numpy(positions(consensus.classes, answer.classes))
