@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from fedstill.common.codecs import _levels
-from fedstill.common.codecs.sqrtp import LARGEST, SqrtP
+from fedstill.common.codecs.sqrtp import _FORMAT, LARGEST, SqrtP, _squares
 from fedstill.common.errors import ConfigError, KnowledgeError, Reason
 from fedstill.common.seeding import numpy_rng
 
@@ -61,6 +61,19 @@ def test_rows_of_one_level_cost_next_to_nothing() -> None:
     rows[np.arange(900) % 3 > 0] = 0.1
     assert np.abs(read(message(rows)).astype(np.float32) - rows).max() < 1e-6
     assert len(message(rows)) * 8 / 900 < 1.4 * (np.log2(10) / 3 + 0.92)  # their entropy, and tables to learn
+
+
+def test_doubt_among_many_classes_stays_doubt() -> None:
+    # 0.2² is one of five levels; √(0.96 / 149) = 0.08 is none, and what is left goes to those evenly.
+    rows = np.full((1, 150), 0.96 / 149, dtype=np.float32)
+    rows[0, 7] = 0.04
+    np.testing.assert_allclose(np.asarray(read(message(rows))), rows, rtol=1e-6)
+    # Two levels of 1 leave 23 of 25 to three zeros, which take a quarter each: their roots were less than half a step.
+    few = np.array([[0.04, 0.04, 0.0, 0.0, 0.0]], dtype=np.float32) / np.float32(0.08)
+    levels = np.array([[1, 1, 0, 0, 0]])
+    np.testing.assert_array_equal(_squares(levels, np.array([False]), 5), [[1, 1, 0.25, 0.25, 0.25]])
+    np.testing.assert_array_equal(_squares(0 * levels, np.array([True]), 5), 0 * levels)
+    np.testing.assert_allclose(np.asarray(read(message(few))), few, atol=1e-6)
 
 
 @settings(max_examples=40, deadline=None)
@@ -132,7 +145,7 @@ def test_the_bytes_are_the_same_on_every_machine() -> None:
     assert other.stdout == back.tobytes() + again.tobytes()
 
 
-GOLDEN = (832, "bed2c94b2d71d186")
+GOLDEN = (832, "140695c655a06606")
 
 
 @pytest.mark.parametrize(
@@ -169,7 +182,7 @@ def test_every_flipped_bit_and_every_cut_is_seen(seed: int, rows: int, data: st.
 @settings(max_examples=100, deadline=None)
 @given(st.integers(1, 31), st.integers(0, 3), st.integers(0, 50), st.integers(0, 12), st.binary(max_size=60))
 def test_strangers_bytes_give_rows_or_an_error(top: int, mask: int, rows: int, classes: int, coded: bytes) -> None:
-    body = struct.pack("<BBBBII", 2, top, mask, 2, rows, classes) + coded
+    body = struct.pack("<BBBBII", _FORMAT, top, mask, 2, rows, classes) + coded
     try:
         back = read(sealed(body))
     except KnowledgeError:
@@ -181,18 +194,18 @@ def test_strangers_bytes_give_rows_or_an_error(top: int, mask: int, rows: int, c
 @pytest.mark.parametrize(
     ("body", "reason"),
     [
-        (struct.pack("<BBBBII", 2, 5, 0, 2, 2**31, 2**31), Reason.TOO_LARGE),
-        (struct.pack("<BBBBII", 2, 5, 0, 2, LARGEST, 2), Reason.TOO_LARGE),
-        (struct.pack("<BBBBII", 2, 5, 0, 2, 1, 1025), Reason.TOO_LARGE),
-        (struct.pack("<BBBBII", 2, 5, 0, 2, 0, 5), Reason.TOO_LARGE),
-        (struct.pack("<BBBBI", 2, 5, 0, 1, 5), Reason.SHAPE),
+        (struct.pack("<BBBBII", _FORMAT, 5, 0, 2, 2**31, 2**31), Reason.TOO_LARGE),
+        (struct.pack("<BBBBII", _FORMAT, 5, 0, 2, LARGEST, 2), Reason.TOO_LARGE),
+        (struct.pack("<BBBBII", _FORMAT, 5, 0, 2, 1, 1025), Reason.TOO_LARGE),
+        (struct.pack("<BBBBII", _FORMAT, 5, 0, 2, 0, 5), Reason.TOO_LARGE),
+        (struct.pack("<BBBBI", _FORMAT, 5, 0, 1, 5), Reason.SHAPE),
         (struct.pack("<BBBBII", 1, 5, 0, 2, 1, 5), Reason.MALFORMED),
-        (struct.pack("<BBBBII", 2, 32, 0, 2, 1, 5), Reason.MALFORMED),
-        (struct.pack("<BBBBII", 2, 0, 0, 2, 1, 5), Reason.MALFORMED),
-        (struct.pack("<BBBBII", 2, 5, 0, 2, 1, 5) + b"abc", Reason.MALFORMED),
-        (struct.pack("<BBBBII", 2, 5, 0, 2, 1, 5) + b"\xff" * 8, Reason.MALFORMED),
-        (struct.pack("<BBB8sBII", 2, 5, 1, b"elsewise", 2, 1, 5), Reason.CONTEXT),
-        (struct.pack("<BBB", 2, 5, 1), Reason.SHAPE),
+        (struct.pack("<BBBBII", _FORMAT, 32, 0, 2, 1, 5), Reason.MALFORMED),
+        (struct.pack("<BBBBII", _FORMAT, 0, 0, 2, 1, 5), Reason.MALFORMED),
+        (struct.pack("<BBBBII", _FORMAT, 5, 0, 2, 1, 5) + b"abc", Reason.MALFORMED),
+        (struct.pack("<BBBBII", _FORMAT, 5, 0, 2, 1, 5) + b"\xff" * 8, Reason.MALFORMED),
+        (struct.pack("<BBB8sBII", _FORMAT, 5, 1, b"elsewise", 2, 1, 5), Reason.CONTEXT),
+        (struct.pack("<BBB", _FORMAT, 5, 1), Reason.SHAPE),
         (b"", Reason.SHAPE),
     ],
 )
@@ -203,7 +216,7 @@ def test_malformed_messages(body: bytes, reason: Reason) -> None:
 
 
 def test_a_small_message_keeps_nobody_busy_for_long() -> None:
-    body = struct.pack("<BBBBII", 2, 5, 0, 2, LARGEST // 1024, 1024)
+    body = struct.pack("<BBBBII", _FORMAT, 5, 0, 2, LARGEST // 1024, 1024)
     started = time.perf_counter()
     assert read(sealed(body)).shape == (LARGEST // 1024, 1024)
     assert time.perf_counter() - started < 60  # about 2 s here

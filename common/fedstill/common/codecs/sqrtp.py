@@ -1,14 +1,16 @@
 """Square roots of probabilities on a few levels, entropy-coded in the context of what the other side knows already.
 
 Roots are the coordinates in which distributions have the same meaning everywhere: the Euclidean distance between two
-is √2 times their Hellinger distance. A level is the root over a step of 1/S, rounded; zeros stay. The decoder squares
-and brings each row to a sum of 1. With e = √C / 2S, the roots' largest distance, the error is
+is √2 times their Hellinger distance. A level is the root over a step of 1/S, rounded. The decoder squares, gives zeros
+even shares of the mass that is left, at most that of half a step, and brings each row to a sum of 1. Of many classes
+most are zeros, and what a student leaves to them is its doubt. With e = √C / 2S, the roots' largest distance, the error
+is
 
     Σ_c |p̂_c − p_c| <= 2e,    |p̂_c − p_c| <= e,
 
 for sin of the angle between root and level vector is at most e, and Σ|u² − v²| <= ‖u − v‖ ‖u + v‖ = 2 sin of it.
-A row of one level only, or of none, goes as zeros, which decode to the even distribution too: clients that doubt say it
-often, and zeros cost least.
+A row of one level only goes as zeros, which decode to the even distribution too: clients that doubt say it often, and
+zeros cost least.
 
 The levels are coded as `_levels` says. A message is a vector of bytes: a check sum (CRC-32, little-endian, of all that
 follows), the format, S, which earlier messages it was coded in the context of (bits), the digest of these (8 bytes, if
@@ -45,7 +47,7 @@ LARGEST = 2**22
 """Numbers of an array: a small message must keep nobody busy for long."""
 
 _PACKED = ":sqrtp"
-_FORMAT = 2
+_FORMAT = 3
 _HEAD = struct.Struct("<IBBB")
 _DIGEST = 8
 
@@ -161,9 +163,16 @@ def _decoded(name: str, data: bytes, known: _Sides) -> NDArray[np.float32]:
                 reason=Reason.CONTEXT,
             )
     levels, blank = _levels.decode_levels(coded, flat, sides, top)
-    # A row that is too flat for any level is uniform; one without a label stays blank.
-    squares = np.where((levels.any(-1) | blank)[:, None], levels.astype(np.float64) ** 2, 1.0)
-    return normalised(squares).reshape(shape)
+    return normalised(_squares(levels, blank, top)).reshape(shape)
+
+
+def _squares(levels: NDArray[np.int64], blank: NDArray[np.bool_], top: int) -> NDArray[np.float64]:
+    """What levels stand for, in units of 1/S²: their squares, and an even share of what these leave for each zero."""
+    squares: NDArray[np.float64] = levels.astype(np.float64) ** 2
+    zeros = levels == 0
+    left = np.maximum(top**2 - squares.sum(-1), 0)
+    share = np.minimum(left / np.maximum(zeros.sum(-1), 1), 0.25)
+    return np.where(zeros & ~blank[:, None], share[:, None], squares)
 
 
 def _sides(known: _Sides, shape: tuple[int, ...], top: int) -> tuple[int, list[NDArray[np.int64]]]:
