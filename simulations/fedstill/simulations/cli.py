@@ -12,16 +12,23 @@ import typer
 from typer.core import TyperCommand
 
 from fedstill.common import __version__
-from fedstill.common.errors import ConfigError, FedstillError, RunFolderError, nearest
+from fedstill.common.errors import ConfigError, FedstillError, RunFolderError
+from fedstill.simulations.console import (
+    INTERRUPTED,
+    AsJson,
+    DataDir,
+    complain,
+    data_folder,
+    find_run,
+    make_console,
+    print_json,
+)
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from fedstill.common.scenario import Scenario
     from fedstill.server.folder import RunFolder
-
-INTERRUPTED = 130
-"""Exit code after Ctrl-C, as shells have it."""
 
 app = typer.Typer(
     name="fedstill",
@@ -53,12 +60,6 @@ class Kind(StrEnum):
     SCENARIOS = "scenarios"
 
 
-DataDir = Annotated[
-    Path | None, typer.Option("--data-dir", envvar="FEDSTILL_DATA", help="Folder of data sets.", show_default=False)
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
-
-
 @app.command(
     epilog="Examples:  fedstill simulate digits  ·  fedstill simulate digits --set algorithm.name=dsfl --set seed=2  "
     "·  fedstill simulate my.toml --workers 2  ·  fedstill simulate --resume runs/digits-20260101-120000-7",
@@ -87,17 +88,17 @@ def simulate(
     from fedstill.common.learning import one_thread
 
     one, folder, found = _prepared(scenario, changes or [], resume, run_dir, data_dir)
-    console = _console(stderr=as_json)
+    console = make_console(stderr=as_json)
     console.print(f"{one.name}: {one.description or 'no description'}", highlight=False)
     try:
         with one_thread():
             _play(one, folder, found, workers, console)
     except KeyboardInterrupt:
-        _complain(f"interrupted; go on with: fedstill simulate --resume {folder.path}")
+        complain(f"interrupted; go on with: fedstill simulate --resume {folder.path}")
         raise typer.Exit(INTERRUPTED) from None
     except FedstillError:
         if folder.records():
-            _complain(f"what was committed is kept; go on with: fedstill simulate --resume {folder.path}")
+            complain(f"what was committed is kept; go on with: fedstill simulate --resume {folder.path}")
         elif resume is None:
             folder.remove()
         raise
@@ -129,7 +130,7 @@ def _finish(folder: RunFolder, console: Console, *, as_json: bool) -> None:
             f"events      tensorboard --logdir {folder.path / 'tensorboard'}", highlight=False, soft_wrap=True
         )
     if as_json:
-        _print_json({**found.table(), "folder": str(folder.path), "report": str(folder.report)})
+        print_json({**found.table(), "folder": str(folder.path), "report": str(folder.report)})
 
 
 def _prepared(
@@ -142,7 +143,7 @@ def _prepared(
     wanted = None
     if name is not None or resume is None:
         wanted = parse(override(read_table(name or "digits"), _changes(changes)))
-    data_dir = _data_folder(data_dir)
+    data_dir = data_folder(data_dir)
     if resume is not None:
         if run_dir is not None or (changes and wanted is None):
             raise ConfigError("--resume with --run-dir or --set", "a run goes on as it began", "leave them out")
@@ -164,23 +165,6 @@ def _changes(words: list[str]) -> dict[str, Any]:
             raise ConfigError(f"--set {word}", "expected KEY=VALUE", "for example --set algorithm.temperature=2")
         found[key.strip()] = value_of(value)
     return found
-
-
-def find_run(named: Path) -> Path:
-    """A run's folder by its path, or by its name below runs/.
-
-    Raises:
-        RunFolderError: if there is none; the message names the nearest.
-    """
-    from fedstill.server.folder import RUNS
-
-    for path in (named, RUNS / named):
-        if path.is_dir():
-            return path
-    known = [path.name for path in RUNS.iterdir()] if RUNS.is_dir() else []
-    raise RunFolderError(
-        f"run '{named}'", "expected a run folder, or the name of one below runs/", nearest(named.name, known)
-    )
 
 
 class Numbers(TyperCommand):
@@ -228,7 +212,7 @@ def compare(
     """Compare methods over scenarios and seeds, with equal data, students and private training: one table, one page."""
     from fedstill.simulations.compare import command
 
-    console = _console(stderr=as_json, width=170)
+    console = make_console(stderr=as_json, width=170)
     try:
         found = command.compare(
             scenarios,
@@ -237,14 +221,14 @@ def compare(
             changes=_changes(changes or []),
             workers=workers,
             folder=run_dir,
-            data_dir=_data_folder(data_dir),
+            data_dir=data_folder(data_dir),
             console=console,
         )
     except KeyboardInterrupt:
-        _complain("interrupted; the same command with the same --run-dir goes on")
+        complain("interrupted; the same command with the same --run-dir goes on")
         raise typer.Exit(INTERRUPTED) from None
     if as_json:
-        _print_json(found.table())
+        print_json(found.table())
     if found.failed or not found.rows:
         raise typer.Exit(1)
 
@@ -257,12 +241,6 @@ def _whole(word: str) -> int:
     if not word.isdecimal():
         raise ConfigError(f"--seeds {word}", "expected whole numbers >= 0", "for example --seeds 1 2 3")
     return int(word)
-
-
-def _data_folder(data_dir: Path | None) -> Path | None:
-    if data_dir is not None and not data_dir.is_dir():
-        raise ConfigError(f"--data-dir {data_dir}", "expected a folder", "name the folder that holds the data sets")
-    return data_dir.resolve() if data_dir else None
 
 
 @app.command("list", epilog="Examples:  fedstill list  ·  fedstill list algorithms  ·  fedstill list scenarios --json")
@@ -278,9 +256,9 @@ def list_(
     kinds = [kind] if kind else list(Kind)
     found = {str(one): catalogue(str(one)) for one in kinds}
     if as_json:
-        _print_json(found)
+        print_json(found)
         return
-    console = _console()
+    console = make_console()
     for title, entries in found.items():
         table = Table(
             title=title, title_justify="left", title_style="bold", show_header=False, box=None, padding=(0, 2, 0, 0)
@@ -309,9 +287,9 @@ def report(
     if path is None:
         raise RunFolderError(f"report of {folder.path}", "cannot be drawn", "pip install 'fedstill[simulations]'")
     if as_json:
-        _print_json({**found.table(), "folder": str(folder.path), "report": str(path)})
+        print_json({**found.table(), "folder": str(folder.path), "report": str(path)})
         return
-    console = _console()
+    console = make_console()
     console.print(verdict(found), highlight=False)
     console.print(f"report  {path}", highlight=False, soft_wrap=True)
 
@@ -326,14 +304,14 @@ def doctor(data_dir: DataDir = None, as_json: AsJson = False) -> None:
     checks = examine(data_dir)
     healthy = all(check.state != "wrong" for check in checks)
     if as_json:
-        _print_json({"healthy": healthy, "checks": [check.table() for check in checks]})
+        print_json({"healthy": healthy, "checks": [check.table() for check in checks]})
     else:
         colours = {"right": "green", "note": "yellow", "wrong": "red"}
         table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
         for check in checks:
             cure = f"\n[dim]→ {check.cure}[/dim]" if check.cure else ""
             table.add_row(f"[{colours[check.state]}]{check.state}[/]", check.what, check.found + cure)
-        _console().print(table)
+        make_console().print(table)
     if not healthy:
         raise typer.Exit(1)
 
@@ -353,26 +331,8 @@ def main() -> None:
     try:
         app()
     except FedstillError as error:
-        _complain(f"error: {error}")
+        complain(f"error: {error}")
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
-        _complain("interrupted")
+        complain("interrupted")
         sys.exit(INTERRUPTED)
-
-
-def _console(*, stderr: bool = False, width: int = 140) -> Console:
-    from rich.console import Console
-
-    stream = sys.stderr if stderr else sys.stdout
-    # Files and pipes have no width of their own: lines and tables stay whole there.
-    return Console(stderr=stderr, width=None if stream.isatty() else width)
-
-
-def _complain(text: str) -> None:
-    typer.echo(text, err=True)
-
-
-def _print_json(value: Any) -> None:
-    import json
-
-    typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
