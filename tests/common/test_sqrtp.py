@@ -68,10 +68,10 @@ def test_doubt_among_many_classes_stays_doubt() -> None:
     rows = np.full((1, 150), 0.96 / 149, dtype=np.float32)
     rows[0, 7] = 0.04
     np.testing.assert_allclose(np.asarray(read(message(rows))), rows, rtol=1e-6)
-    # Two levels of 1 leave 23 of 25 to three zeros, which take a quarter each: their roots were less than half a step.
+    # Two levels of 1 leave 23 of 25 to three zeros, which take a fifth each: their roots were less than half a step.
     few = np.array([[0.04, 0.04, 0.0, 0.0, 0.0]], dtype=np.float32) / np.float32(0.08)
     levels = np.array([[1, 1, 0, 0, 0]])
-    np.testing.assert_array_equal(_squares(levels, np.array([False]), 5), [[1, 1, 0.25, 0.25, 0.25]])
+    np.testing.assert_array_equal(_squares(levels, np.array([False]), 5), [[1, 1, 0.2, 0.2, 0.2]])
     np.testing.assert_array_equal(_squares(0 * levels, np.array([True]), 5), 0 * levels)
     np.testing.assert_allclose(np.asarray(read(message(few))), few, atol=1e-6)
 

@@ -2,7 +2,7 @@
 
 Roots are the coordinates in which distributions have the same meaning everywhere: the Euclidean distance between two
 is √2 times their Hellinger distance. A level is the root over a step of 1/S, rounded. The decoder squares, gives zeros
-even shares of the mass that is left, at most that of half a step, and brings each row to a sum of 1. Of many classes
+even shares of the mass that is left, less than that of half a step, and brings each row to a sum of 1. Of many classes
 most are zeros, and what a student leaves to them is its doubt. With e = √C / 2S, the roots' largest distance, the error
 is
 
@@ -45,6 +45,9 @@ WIDEST = 1024
 
 LARGEST = 2**22
 """Numbers of an array: a small message must keep nobody busy for long."""
+
+_MOST_OF_A_ZERO = 0.2
+"""Of a step squared. Half a step's is 0.25; a little less: a row brought to its sum still reads as the same levels."""
 
 _PACKED = ":sqrtp"
 _FORMAT = 3
@@ -171,7 +174,7 @@ def _squares(levels: NDArray[np.int64], blank: NDArray[np.bool_], top: int) -> N
     squares: NDArray[np.float64] = levels.astype(np.float64) ** 2
     zeros = levels == 0
     left = np.maximum(top**2 - squares.sum(-1), 0)
-    share = np.minimum(left / np.maximum(zeros.sum(-1), 1), 0.25)
+    share = np.minimum(left / np.maximum(zeros.sum(-1), 1), _MOST_OF_A_ZERO)
     return np.where(zeros & ~blank[:, None], share[:, None], squares)
 
 
