@@ -9,7 +9,7 @@ export FLWR_DISABLE_UPDATE_CHECK := 1
 export FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION := 1
 export OMP_NUM_THREADS := 1
 
-.PHONY: run install test dev lint types contract unit docs wheel clean
+.PHONY: run install test test-faults dev lint types contract unit docs wheel protocol clean
 
 run: install
 	$(BIN)/fedstill simulate digits
@@ -27,7 +27,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.installed
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[simulations,ray,hf,codec]' --group dev
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[simulations,ray,hf,codec,metrics,serve,export]' --group dev
 	touch $@
 
 test: dev lint types contract unit wheel
@@ -44,14 +44,21 @@ types:
 contract:
 	$(BIN)/lint-imports
 
+# A process for each core; a file's tests stay together. What kills processes again and again: make test-faults.
 unit:
-	$(BIN)/pytest -q
+	$(BIN)/pytest -q -n 2 --dist loadfile -m 'not faults'
+
+test-faults: dev
+	$(BIN)/pytest -q -m faults
 
 docs:
 	$(BIN)/pytest -q tests/docs
 
 wheel:
 	$(BIN)/python tests/wheel/check_wheel.py
+
+protocol: dev
+	$(BIN)/python -m fedstill.common.inference.generate
 
 clean:
 	rm -rf $(VENV) runs dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -23,7 +23,7 @@ from flwr.serverapp import Grid
 from rich.console import Console
 from rich.table import Table
 
-from fedstill.common import records
+from fedstill.common import __version__, introduction, records
 from fedstill.common.knowledge import SoftLabels
 from fedstill.common.messages import Answer, Description, TaskAnswer, TaskDescription
 from fedstill.common.scenario import parse
@@ -59,7 +59,9 @@ def no_op_app(digest: str) -> ClientApp:
     def describe(message: Message, context: Context) -> Message:
         task = TaskDescription("categorical", "image", classes, (1, 28, 28), "linear-softmax", 7850, 100, digest)
         name = f"client-{context.node_config['partition-id']:05}"
-        return Message(records.write_description(Description(name, "0", {"fashion": task})), reply_to=message)
+        return Message(
+            introduction.write_description(Description(name, __version__, {"fashion": task})), reply_to=message
+        )
 
     def answer(message: Message, context: Context, told: SoftLabels | None) -> Message:
         order = records.read_order(message.content)

@@ -11,14 +11,15 @@ import torch
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
-from fedstill.client.app import DATA_VARIABLE, STORE_VARIABLE, app, client_app, default_store
+from fedstill.client.app import app, client_app
 from fedstill.client.guard import Guard
 from fedstill.client.holdings import simulated
-from fedstill.common import records
+from fedstill.client.node import DATA_VARIABLE, STORE_VARIABLE, default_store
+from fedstill.common import __version__, introduction, records, wire
 from fedstill.common.codecs.raw import Raw
-from fedstill.common.errors import ConfigError, DataError, KnowledgeError, MismatchError, UnsupportedError
+from fedstill.common.errors import ConfigError, DataError, Reason
 from fedstill.common.learning import Training
-from fedstill.common.messages import ALONE, DESCRIBE, FINISH, ROUND, Method, Order, TaskOrder
+from fedstill.common.messages import ALONE, DESCRIBE, FINISH, ROUND, Method, Order, Question, Refusal, TaskOrder
 from fedstill.common.scenario import ProxyPlan, Scenario, TaskPlan, dump, to_toml
 from fedstill.common.tasks.image import ImageTask
 from fedstill.common.tasks.tabular import TabularTask
@@ -49,6 +50,17 @@ def question(kind: str, content: RecordDict) -> Message:
     return message
 
 
+def asked() -> RecordDict:
+    return introduction.write_question(Question(__version__, {}))
+
+
+def refusal(reply: Message) -> Refusal:
+    """Why a client did not do what it was asked."""
+    told = introduction.read_refusal(reply.content)
+    assert told is not None
+    return told
+
+
 def order(scenario: Scenario, number: int = 1, *, run: str = "run-1", version: int = 0) -> RecordDict:
     held = simulated(scenario, 1, None).tasks["wine"]
     method = Method("fedmd", {}, Training(epochs=1), Raw())
@@ -61,9 +73,9 @@ def toml(scenario: Scenario) -> dict[str, str]:
 
 
 def test_a_client_describes_itself(small: Small) -> None:
-    reply = app(question(DESCRIBE, records.write_question()), context(toml(small())))
+    reply = app(question(DESCRIBE, asked()), context(toml(small())))
 
-    told = records.read_description(reply.content)
+    told = introduction.read_description(reply.content)
     assert told.client == "client-1"
     assert told.tasks["wine"].model == "mlp-small"
 
@@ -75,7 +87,7 @@ def test_a_client_works(small: Small, tmp_path: Path, kind: str, number: int) ->
     reply = app(question(kind, order(scenario, number)), own)
 
     assert reply.metadata.reply_to_message_id == "question"
-    head = records.opened(reply.content).config_records["fedstill"]
+    head = wire.opened(reply.content).config_records["fedstill"]
     assert (head["client"], head["run"], head["round"], head["version"]) == ("client-1", "run-1", number, 0)
     kept = {path.stem for path in (tmp_path / "store").rglob("*.safetensors")}
     # Flower's own state holds a pointer only: what is large is lost there.
@@ -103,38 +115,40 @@ def test_the_student_survives_the_process_not_the_context(small: Small) -> None:
 
     reply = app(question(ROUND, order(scenario, 2, version=1)), context(toml(scenario)))
 
-    assert records.opened(reply.content).config_records["fedstill"]["version"] == 1
+    assert wire.opened(reply.content).config_records["fedstill"]["version"] == 1
 
 
 @pytest.mark.parametrize("run", ["../up", "/etc", "", "..", "a/b", "x" * 200])
 def test_a_server_cannot_choose_a_place_outside_the_store(small: Small, tmp_path: Path, run: str) -> None:
     scenario = small()
-    with pytest.raises(KnowledgeError, match="expected the name of a folder"):
-        app(question(ROUND, order(scenario, run=run)), context(toml(scenario)))
+    told = refusal(app(question(ROUND, order(scenario, run=run)), context(toml(scenario))))
+    assert told.reason is Reason.MALFORMED
+    assert "expected the name of a folder" in told.detail
     assert not (tmp_path / "store").exists()
 
 
 def test_another_protocol_is_refused(small: Small) -> None:
-    for kind, content in ((DESCRIBE, records.write_question()), (ROUND, order(small()))):
+    for kind, content in ((DESCRIBE, asked()), (ROUND, order(small()))):
         content.config_records["fedstill"]["protocol"] = 0
-        with pytest.raises(MismatchError, match="install the same version of fedstill on both sides"):
-            app(question(kind, content), context(toml(small())))
+        told = refusal(app(question(kind, content), context(toml(small()))))
+        assert told.reason is Reason.PROTOCOL
+        assert "install the same version of fedstill on both sides" in told.detail
 
 
 def test_a_node_needs_a_number(small: Small) -> None:
     for node in ({}, {"partition-id": "one"}):
         with pytest.raises(ConfigError, match="expected the client's number"):
-            app(question(DESCRIBE, records.write_question()), context(toml(small()), node_config=node))
+            app(question(DESCRIBE, asked()), context(toml(small()), node_config=node))
 
 
 def test_the_scenario_comes_from_flowers_run_config() -> None:
     config = {"scenario": "digits", "set": "clients.count=4 training.epochs=1", "algorithm.name": "dsfl", "seed": ""}
 
-    reply = app(question(DESCRIBE, records.write_question()), context(config))
+    reply = app(question(DESCRIBE, asked()), context(config))
 
-    assert records.read_description(reply.content).tasks["digits"].model == "cnn-small"
+    assert introduction.read_description(reply.content).tasks["digits"].model == "cnn-small"
     with pytest.raises(ConfigError, match="did you mean 'digits'"):
-        app(question(DESCRIBE, records.write_question()), context({"scenario": "digit"}))
+        app(question(DESCRIBE, asked()), context({"scenario": "digit"}))
 
 
 def test_the_data_folder_comes_from_run_config_or_environment(
@@ -147,41 +161,42 @@ def test_the_data_folder_comes_from_run_config_or_environment(
     (tmp_path / "b" / "t.csv").write_text("x,y,label\n" + rows + "\n1,1,maybe")
     task = {"kind": "tabular", "source": "t.csv", "models": ["linear-softmax"], "proxy": {"samples": 20}}
     scenario = small({"tasks.wine": task})
-    ask = question(DESCRIBE, records.write_question())
+    ask = question(DESCRIBE, asked())
 
     with pytest.raises(DataError, match="name the folder of data with --data-dir or FEDSTILL_DATA"):
         app(ask, context(toml(scenario)))
     monkeypatch.setenv(DATA_VARIABLE, str(tmp_path / "a"))
-    told = records.read_description(app(ask, context(toml(scenario))).content)
+    told = introduction.read_description(app(ask, context(toml(scenario))).content)
     assert told.tasks["wine"].classes == ("no", "yes")
     own = context({**toml(scenario), "data-dir": str(tmp_path / "b")})
-    assert records.read_description(app(ask, own).content).tasks["wine"].classes == ("maybe", "no", "yes")
+    assert introduction.read_description(app(ask, own).content).tasks["wine"].classes == ("maybe", "no", "yes")
 
 
 def test_an_app_of_ones_own_names_its_task_and_model() -> None:
     ours = client_app(task=PLAN, model="mlp-medium")
 
-    told = records.read_description(ours(question(DESCRIBE, records.write_question()), context({"seed": 7})).content)
-    other = records.read_description(ours(question(DESCRIBE, records.write_question()), context({"seed": 8})).content)
+    told = introduction.read_description(ours(question(DESCRIBE, asked()), context({"seed": 7})).content)
+    other = introduction.read_description(ours(question(DESCRIBE, asked()), context({"seed": 8})).content)
 
     assert told.tasks["tabular"].model == "mlp-medium"
     assert told.tasks["tabular"].proxy_digest != other.tasks["tabular"].proxy_digest
     plain = client_app(task=ImageTask(), model="linear-softmax")
-    reply = plain(question(DESCRIBE, records.write_question()), context({"seed": 7}))
-    assert records.read_description(reply.content).tasks["image"].input_shape == (1, 8, 8)
+    reply = plain(question(DESCRIBE, asked()), context({"seed": 7}))
+    assert introduction.read_description(reply.content).tasks["image"].input_shape == (1, 8, 8)
 
 
 def test_an_app_of_ones_own_has_its_guard(small: Small) -> None:
     strict = client_app(guard=Guard(frozenset()))
 
-    with pytest.raises(UnsupportedError, match="this client lets out nothing"):
-        strict(question(ROUND, order(small())), context(toml(small())))
+    told = refusal(strict(question(ROUND, order(small())), context(toml(small()))))
+    assert told.reason is Reason.REFUSED
+    assert "this client lets out nothing" in told.detail
 
 
 def test_one_thread_works(small: Small) -> None:
     torch.set_num_threads(2)
 
-    app(question(DESCRIBE, records.write_question()), context(toml(small())))
+    app(question(DESCRIBE, asked()), context(toml(small())))
 
     assert torch.get_num_threads() == 1
 
@@ -196,7 +211,7 @@ def test_students_are_kept_at_home_unless_told_otherwise(monkeypatch: pytest.Mon
 def test_an_order_that_is_none(small: Small) -> None:
     content = order(small())
     content.config_records["fedstill"]["method"] = json.dumps({"algorithm": "fedmd"})
-    with pytest.raises(KnowledgeError, match="the order's method: expected algorithm, options and training"):
-        app(question(ROUND, content), context(toml(small())))
-    with pytest.raises(KnowledgeError, match="expected a record 'fedstill'"):
-        app(question(ROUND, RecordDict({"x": ConfigRecord({})})), context(toml(small())))
+    told = refusal(app(question(ROUND, content), context(toml(small()))))
+    assert "the order's method: expected algorithm, options and training" in told.detail
+    told = refusal(app(question(ROUND, RecordDict({"x": ConfigRecord({})})), context(toml(small()))))
+    assert "expected a record 'fedstill'" in told.detail

@@ -12,7 +12,7 @@ from fedstill.common.codecs.raw import Raw
 from fedstill.common.data.federation import ClientData
 from fedstill.common.data.proxy import ProxySet
 from fedstill.common.embeddings import Embeddings
-from fedstill.common.errors import ConfigError, MismatchError, Reason, UnsupportedError
+from fedstill.common.errors import ConfigError, MismatchError, Reason, RefusalError
 from fedstill.common.knowledge import Features, Parameters, Prototypes, Relations, SoftLabels
 from fedstill.common.learning import Training
 from fedstill.common.messages import Method, Order, TaskOrder
@@ -57,18 +57,18 @@ def test_only_allowed_knowledge_leaves() -> None:
         assert Guard().release(knowledge) is knowledge
     strict = Guard(frozenset({"soft-labels"}))
     assert strict.release(LABELS) is LABELS
-    with pytest.raises(UnsupportedError, match="'parameters': this client lets out soft-labels"):
+    with pytest.raises(RefusalError, match="'parameters': this client lets out soft-labels"):
         strict.release(WEIGHTS)
-    with pytest.raises(UnsupportedError, match="'features': this client lets out soft-labels"):
+    with pytest.raises(RefusalError, match="'features': this client lets out soft-labels"):
         strict.release(FEATURES)
-    with pytest.raises(UnsupportedError, match="'prototypes': this client lets out soft-labels"):
+    with pytest.raises(RefusalError, match="'prototypes': this client lets out soft-labels"):
         strict.release(MEANS)
-    with pytest.raises(UnsupportedError, match="lets out nothing"):
+    with pytest.raises(RefusalError, match="lets out nothing"):
         Guard(frozenset()).release(LABELS)
 
 
 def test_what_is_about_private_examples_leaves_only_if_the_owner_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(UnsupportedError, match=r"'embeddings': this client lets out features.*set FEDSTILL_RELEASE="):
+    with pytest.raises(RefusalError, match=r"'embeddings': this client lets out features.*set FEDSTILL_RELEASE="):
         Guard().release(ROWS)
     assert usual_guard() == Guard()
     monkeypatch.setenv(RELEASE_VARIABLE, " embeddings,")

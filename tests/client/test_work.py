@@ -16,7 +16,7 @@ from fedstill.client.work import Worker
 from fedstill.common import __version__
 from fedstill.common.algorithms.fedmd import FedMD
 from fedstill.common.codecs.raw import Raw
-from fedstill.common.errors import ConfigError, DataError, MismatchError, UnsupportedError
+from fedstill.common.errors import ConfigError, DataError, MismatchError, RefusalError
 from fedstill.common.knowledge import Knowledge, SoftLabels
 from fedstill.common.learning import Training
 from fedstill.common.messages import Answer, Method, Order, TaskOrder
@@ -213,7 +213,7 @@ def test_a_foreign_order_is_refused_before_any_work(make: Make) -> None:
     tasks = {"wine": replace(foreign.tasks["wine"], proxy_digest="0" * 64)}
 
     for work in (worker.alone, worker.round, worker.finish):
-        with pytest.raises(MismatchError, match="give both sides the same data folder"):
+        with pytest.raises(MismatchError, match="give both sides the same public pack"):
             work(replace(foreign, tasks=tasks))
     assert worker.store.versions() == {}
 
@@ -221,7 +221,7 @@ def test_a_foreign_order_is_refused_before_any_work(make: Make) -> None:
 def test_what_may_not_leave_does_not(make: Make) -> None:
     worker = make(guard=Guard(frozenset({"soft-labels"})))
 
-    with pytest.raises(UnsupportedError, match="this client lets out soft-labels"):
+    with pytest.raises(RefusalError, match="this client lets out soft-labels"):
         worker.round(order(worker, 1, algorithm="fedavg"))
     assert worker.store.versions() == {}
 

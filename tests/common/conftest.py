@@ -29,7 +29,7 @@ def write_idx() -> WriteIdx:
         big = array.astype(array.dtype.newbyteorder(">"))
         head = bytes([0, 0, IDX_CODES[array.dtype.str[1:]], array.ndim])
         content = head + b"".join(size.to_bytes(4, "big") for size in array.shape) + big.tobytes()
-        path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
+        path.write_bytes(gzip.compress(content, mtime=0) if path.suffix == ".gz" else content)
 
     return write
 
@@ -46,7 +46,7 @@ def write_tar() -> WriteTar:
                 member.size = len(content)
                 archive.addfile(member, io.BytesIO(content))
         content = stream.getvalue()
-        packed = {".gz": gzip.compress(content), ".xz": lzma.compress(content)}
+        packed = {".gz": gzip.compress(content, mtime=0), ".xz": lzma.compress(content)}
         path.write_bytes(packed.get(path.suffix, content))
 
     return write

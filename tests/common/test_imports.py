@@ -15,6 +15,32 @@ def loaded(modules: str) -> set[str]:
     return set(done.stdout.split())
 
 
+def test_a_client_needs_no_simulation() -> None:
+    code = "import sys, fedstill.client.app, fedstill.client.store; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    modules = set(done.stdout.split())
+    assert {"fedstill.client.work", "flwr", "torch"} <= modules
+    packages = {name.partition(".")[0] for name in modules}
+    assert packages & {*HEAVY, "onnx", "onnxruntime", "transformers"} == set()
+    assert modules & {"fedstill.server", "fedstill.simulations", "torch._dynamo"} == set()
+
+
+def test_the_collector_leaves_alone_what_flower_has_made() -> None:
+    code = "import gc, flwr.app; before = gc.get_freeze_count(); import fedstill.client.app; print(before)"
+    done = subprocess.run(
+        [sys.executable, "-c", f"{code}; print(gc.get_freeze_count())"], capture_output=True, text=True, check=True
+    )
+    before, after = map(int, done.stdout.split())
+    assert before == 0
+    assert 10_000 < after < 500_000  # without torch's
+
+
+def test_predicting_needs_neither_torch_nor_flower() -> None:
+    found = loaded("fedstill.client.predicting.session, fedstill.client.predicting.inputs, fedstill.common.usage")
+    assert "numpy" in found
+    assert not found & {"torch", "flwr", "pydantic", "safetensors", "onnxruntime", *HEAVY}
+
+
 def test_cheap_modules_need_neither_torch_nor_flower() -> None:
     cheap = ", ".join(f"fedstill.common.{name}" for name in ("errors", "check", "files", "labels", "registry"))
     assert not loaded(cheap) & {"torch", "flwr", "pydantic", *HEAVY}

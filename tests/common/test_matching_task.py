@@ -25,7 +25,7 @@ def test_pairs_with_scaled_scores(tmp_path: Path) -> None:
     (tmp_path / "SOURCE.txt").write_text("from nowhere")
     (tmp_path / "SICK_train.txt").write_text(HEAD + "1\tA man\tA dog runs fast\t1\n2\tNo\tYes\t4.5\n")
     (tmp_path / "SICK_trial.txt").write_text(HEAD + "3\tHi\tHi\t5.0\n")
-    (tmp_path / "SICK_test_annotated.txt.gz").write_bytes(gzip.compress((HEAD + "4\tup\tdown\t3\n").encode()))
+    (tmp_path / "SICK_test_annotated.txt.gz").write_bytes(gzip.compress((HEAD + "4\tup\tdown\t3\n").encode(), mtime=0))
     data = tiny(tmp_path / "SICK_*").load(None)
     assert data.test is not None
     first, second = (

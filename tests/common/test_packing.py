@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from fedstill.common.errors import KnowledgeError, MismatchError, Reason
 from fedstill.common.packing import LARGEST, LARGEST_PART, content_bytes, packed, unpacked
-from fedstill.common.records import opened
+from fedstill.common.wire import opened
 
 TEXTS = st.text(max_size=12)
 VALUES = st.integers(-(2**62), 2**62) | st.floats(allow_nan=False) | TEXTS | st.binary(max_size=40) | st.booleans()
@@ -111,5 +111,5 @@ def test_broken_bytes_are_refused_or_read_as_records(place: int, bit: int, cut: 
 
 
 def test_the_protocol_is_compared_before_anything_is_inflated() -> None:
-    with pytest.raises(MismatchError, match="protocol 2: expected 3"):
+    with pytest.raises(MismatchError, match="protocol 2: expected 4"):
         opened(message(protocol=2, packed=b"\xff\xff"))

@@ -15,14 +15,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from fedstill.common import records
+from fedstill.common import introduction, records
 from fedstill.common.errors import KnowledgeError, MismatchError, Reason
 from fedstill.common.knowledge import Knowledge, Parameters, SoftLabels
 from fedstill.common.learning import Training
-from fedstill.common.messages import Answer, Description, Method, Order, TaskAnswer, TaskDescription, TaskOrder
+from fedstill.common.messages import (
+    Answer,
+    Description,
+    Method,
+    Order,
+    Question,
+    TaskAnswer,
+    TaskDescription,
+    TaskOrder,
+)
 from fedstill.common.packing import content_bytes
 from fedstill.common.registry import CODECS
 from fedstill.common.scenario import codec_from
+from fedstill.common.wire import check_protocol
 
 SPACE = ("cat", "dog", "cow", "ant")
 
@@ -160,9 +170,9 @@ def test_content_bytes_is_the_size_on_the_wire() -> None:
 def test_descriptions_round_trip() -> None:
     task = TaskDescription("categorical", "image", SPACE, (1, 8, 8), "cnn-small", 9098, 60, "digest")
     sent = Description("client-0", "0.1.0", {"pets": task, "more": replace(task, input_shape=())})
-    content = wire(records.write_description(sent))
-    records.check_protocol(content)
-    assert records.read_description(content) == sent
+    content = wire(introduction.write_description(sent))
+    check_protocol(content)
+    assert introduction.read_description(content) == sent
 
 
 @pytest.mark.parametrize(
@@ -170,20 +180,20 @@ def test_descriptions_round_trip() -> None:
 )
 def test_a_malformed_description_is_refused(key: str, value: Any) -> None:
     task = TaskDescription("categorical", "image", SPACE, (1, 8, 8), "cnn-small", 9098, 60, "digest")
-    content = records.write_description(Description("client-0", "0.1.0", {"pets": task}))
+    content = introduction.write_description(Description("client-0", "0.1.0", {"pets": task}))
     content.config_records["task.pets"][key] = value
     with pytest.raises(KnowledgeError, match=f"'{key}' = "):
-        records.read_description(content)
+        introduction.read_description(content)
 
 
 def test_another_protocol_is_refused_with_a_cure() -> None:
-    content = records.write_question()
+    content = introduction.write_question(Question("0.1.0", {}))
     content.config_records["fedstill"]["protocol"] = 1
-    with pytest.raises(MismatchError, match=r"protocol 1: expected 3 \(install the same version") as caught:
-        records.check_protocol(content)
+    with pytest.raises(MismatchError, match=r"protocol 1: expected 4 \(install the same version") as caught:
+        check_protocol(content)
     assert caught.value.reason is Reason.PROTOCOL
     with pytest.raises(KnowledgeError, match="expected a record 'fedstill'"):
-        records.check_protocol(RecordDict())
+        check_protocol(RecordDict())
 
 
 @pytest.mark.parametrize("run", ["", ".", "..", "../elsewhere", "/etc", "a/b", "x" * 101])

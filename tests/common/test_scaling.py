@@ -6,7 +6,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedstill.common.data.scaling import moments, standardise_images, standardise_rows
+from fedstill.common.data.preparation import moments
+from fedstill.common.data.scaling import standardise_images, standardise_rows
 
 NAN = float("nan")
 

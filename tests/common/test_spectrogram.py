@@ -10,7 +10,9 @@ import torch
 from numpy.typing import NDArray
 
 from fedstill.common.data.audio import Recording, read_wav
-from fedstill.common.data.spectrogram import log_mel, mel_filters, standardise_spectrograms
+from fedstill.common.data.scaling import standardise_spectrograms
+from fedstill.common.data.spectrogram import log_mel
+from fedstill.common.data.spectrogram import mel_filters as filter_bank
 from fedstill.common.errors import DataError
 
 RATE = 8000
@@ -32,7 +34,11 @@ def sine(hertz: float, count: int, *, rate: int = RATE) -> Recording:
 
 
 def spectra(*recordings: Recording, mels: int = 32, seconds: float = 0.2) -> torch.Tensor:
-    return log_mel(recordings, mels=mels, window=32.0, hop=16.0, seconds=seconds)
+    return torch.from_numpy(log_mel(recordings, mels=mels, window=32.0, hop=16.0, seconds=seconds))
+
+
+def mel_filters(mels: int, *, size: int, rate: int) -> torch.Tensor:
+    return torch.from_numpy(filter_bank(mels, size=size, rate=rate))
 
 
 # WAV -----------------------------------------------------------------------------------------------------------------

@@ -4,10 +4,12 @@ import gzip
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from fedstill.common.data.classes import class_names, class_positions, set_aside
+from fedstill.common.data.readers import TableFiles
 from fedstill.common.errors import ConfigError, DataError
 from fedstill.common.scenario import build
 from fedstill.common.task import Examples
@@ -77,7 +79,7 @@ def test_numbers_that_stand_for_kinds(tmp_path: Path) -> None:
 def test_files_of_owners(tmp_path: Path) -> None:
     (tmp_path / "h").mkdir()
     (tmp_path / "h" / "b.north.data").write_text("3,1\n")
-    (tmp_path / "h" / "a.south.data.gz").write_bytes(gzip.compress(b"1,0\n2,1\n"))
+    (tmp_path / "h" / "a.south.data.gz").write_bytes(gzip.compress(b"1,0\n2,1\n", mtime=0))
     (tmp_path / "h" / "SOURCE.txt").write_text("not a table")
     for source in ("h", "h/*.data*"):
         data = TabularTask(source=source, header=False, owner="file", test_share=0).load(tmp_path)
@@ -129,7 +131,7 @@ def test_a_byte_order_mark_and_latin_1(tmp_path: Path) -> None:
         ("a,b\n" + "".join(f"w{n},x\n" for n in range(101)), "with 101 different words: expected at most 100"),
         (b"a,b\n\xff,1\n", "byte 4 is no utf-8"),
         (b"\x1f\x8b\x08\x00", "cannot be unpacked"),
-        (gzip.compress(CSV.encode())[:-10], "cannot be unpacked"),
+        (gzip.compress(CSV.encode(), mtime=0)[:-10], "cannot be unpacked"),
     ],
 )
 def test_damaged_tables(tmp_path: Path, text: str | bytes, message: str) -> None:
@@ -248,3 +250,28 @@ def test_real_adult(data_dir: Path) -> None:
     assert data.pool.targets.bincount().tolist() == [24_720, 7_841]
     assert data.test.targets.bincount().tolist() == [12_435, 3_846]
     assert data.pool.inputs.shape == (32_561, 104)
+
+
+def test_a_reader_of_files_has_the_columns_of_the_inputs(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("age,colour,ill\n1,red,no\n?,blue,yes\n3,,no\n")
+    task = TabularTask(source="t.csv", target="ill", test_share=0)
+    data = task.load(tmp_path)
+    assert data.columns == ("age", "colour=blue", "colour=red")
+
+    reader = task.usage(tmp_path, data.pool.inputs).reader
+    assert isinstance(reader, TableFiles)
+    assert (reader.names, reader.places, reader.words) == (("age", "colour"), (0, 1), (None, ("blue", "red")))
+    _, rows = reader.read([tmp_path / "t.csv"], tmp_path)
+    assert np.array_equal(rows, data.pool.inputs.numpy(), equal_nan=True)
+
+    # Another table in the same columns: what it does not have is 0.
+    (tmp_path / "u.csv").write_text("colour,ill,age\nred,yes,5\n")
+    other = TabularTask(source="u.csv", target="ill", classes=("no", "yes"), test_share=0)
+    assert other.load_columns(tmp_path, data.columns).pool.inputs.tolist() == [[5.0, 0.0, 1.0]]
+    # Where the table is not, there is no reader, but the preparation is.
+    assert task.usage(tmp_path / "elsewhere", data.pool.inputs).reader is None
+
+
+def test_columns_without_a_word_are_no_features(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="expected a column beside the target"):
+        load(tmp_path, "a,y\n?,no\n,yes\n").load(None)

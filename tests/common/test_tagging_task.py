@@ -27,7 +27,7 @@ def test_columns(tmp_path: Path) -> None:
     (tmp_path / "SOURCE.txt").write_text("from nowhere")
     # A separator of a tab alone and a word that a reader of lines would break at, as WNUT17 has them; IOB1 and spaces.
     (tmp_path / "a-train.conll.gz").write_bytes(
-        gzip.compress("Ann\tB-per\nLee\tI-per\n\t\nRome\x85\tB-loc\n7\tO\n\n\n".encode())
+        gzip.compress("Ann\tB-per\nLee\tI-per\n\t\nRome\x85\tB-loc\n7\tO\n\n\n".encode(), mtime=0)
     )
     (tmp_path / "a.b.bio").write_text("# x x O\r\nin x O\r\nRome x I-loc\r\nOslo x B-loc\r\nnow x O\r\n")
     (tmp_path / "x.test.annotated").write_text("Ann\tB-per\n")

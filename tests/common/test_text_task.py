@@ -53,7 +53,9 @@ def test_token_ids_stay_in_the_vocabulary(texts: list[str], vocabulary: int, len
 
 
 def test_csv_without_a_header(tmp_path: Path) -> None:
-    (tmp_path / "my-train.csv.gz").write_bytes(gzip.compress(b'"Big win, again",1\nStocks fall,0\nCup won,1\n'))
+    (tmp_path / "my-train.csv.gz").write_bytes(
+        gzip.compress(b'"Big win, again",1\nStocks fall,0\nCup won,1\n', mtime=0)
+    )
     (tmp_path / "test.csv").write_text('"2","Cup","lost"\n"1","Bank","fails"\n"2","Gold","medal"\n')
     (tmp_path / "SOURCE.txt").write_text("from nowhere")
     data = tiny(str(tmp_path), classes=["Business", "Sports"]).load(None)
@@ -92,7 +94,7 @@ def test_json_parts_and_owners_of_labels(tmp_path: Path) -> None:
         "test": [["a flight", "flight"]],
         "oos_train": [["who won", "oos"]],
     }
-    (tmp_path / "data.json.gz").write_bytes(gzip.compress(json.dumps(parts).encode()))
+    (tmp_path / "data.json.gz").write_bytes(gzip.compress(json.dumps(parts).encode(), mtime=0))
     (tmp_path / "domains.json").write_text(json.dumps({"bank": ["bill"], "travel": ["flight"]}))
     data = tiny(str(tmp_path)).load(None)
     assert data.test is not None
@@ -156,7 +158,7 @@ def test_test_share_where_there_is_no_test_part(tmp_path: Path) -> None:
         ("a.csv", b"a text,0\nanother\n", "row 2 of 1 cells: expected 2"),
         ("a.csv", b"text,label\nhi,\n", "expected no empty class name"),
         ("a.csv", b"f\xfcnf,0\n", "byte 1 is no utf-8"),
-        ("a.csv.gz", gzip.compress(b"a text,0\n")[:-6], "cannot be unpacked"),
+        ("a.csv.gz", gzip.compress(b"a text,0\n", mtime=0)[:-6], "cannot be unpacked"),
         ("a.txt", b"NUM how far\nwhere\n", "line 2 'where': expected a label, a space and a text"),
         ("a.txt", b"\n \n", "expected at least one row"),
         ("a.json", b"{", "is no JSON"),

@@ -130,7 +130,7 @@ def test_a_text_task_with_a_tokenizer(path: Path, tmp_path: Path) -> None:
 
 def test_public_texts(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("one\ntwo words\n")
-    (tmp_path / "b.csv.gz").write_bytes(gzip.compress(b"text,label\nthree,0\n"))
+    (tmp_path / "b.csv.gz").write_bytes(gzip.compress(b"text,label\nthree,0\n", mtime=0))
 
     assert list(public_texts(tmp_path, ".")) == ["one", "two words", "three", "0"]
     assert list(public_texts(tmp_path, "*.txt")) == ["one", "two words"]

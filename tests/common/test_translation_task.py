@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch.nn.functional import one_hot
 
-from fedstill.common.data.vocabulary import MARKS, learn_vocabulary, padded, text_of
+from fedstill.common.data.vocabulary import MARKS, learn_vocabulary, text_of
+from fedstill.common.data.words import padded
 from fedstill.common.errors import ConfigError, DataError
 from fedstill.common.outputs.sequence import END, PAD, START
 from fedstill.common.scenario import build
@@ -83,7 +84,7 @@ def test_sentences_and_their_translations(tmp_path: Path) -> None:
 def test_parts_and_packed_files(tmp_path: Path) -> None:
     write(tmp_path, test_2016_en="cd\n", test_2016_xx="ef\n")
     (tmp_path / "test.2016.en").rename(tmp_path / "test_2016.EN")
-    (tmp_path / "test_2016.xx.gz").write_bytes(gzip.compress((tmp_path / "test.2016.xx").read_bytes()))
+    (tmp_path / "test_2016.xx.gz").write_bytes(gzip.compress((tmp_path / "test.2016.xx").read_bytes(), mtime=0))
     (tmp_path / "test.2016.xx").unlink()
     (tmp_path / "SOURCE.txt").write_text("from nowhere")
     data = tiny(tmp_path).load(None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import runpy
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,16 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
+from fedstill.client.card import card_table, from_card_table
+from fedstill.common.data.preparation import PREPARATIONS
+from fedstill.common.data.readers import READERS
 from fedstill.common.errors import DataError
 from fedstill.common.models import model_names
 from fedstill.common.outputs import OUTPUTS, output_kind
 from fedstill.common.registry import TASKS, first_line
 from fedstill.common.seeding import torch_rng
 from fedstill.common.task import Task, TaskData
+from fedstill.common.usage import TellsUsage
 
 KINDS_OF_TASK: dict[str, type[Any]] = TASKS.all()
 
@@ -130,3 +135,18 @@ def test_a_source_that_is_not_there(task: Task, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no-such-source") as caught:
         missing.load(tmp_path)
     assert caught.value.exit_code == 3
+
+
+def test_what_its_models_need_outside_of_a_run(task: Task, data: TaskData, tmp_path: Path) -> None:
+    """Prepared by the constants of a card, inputs are what the task's own code makes of them, to the bit."""
+    assert isinstance(task, TellsUsage)
+    raw = data.pool.inputs
+    usage = task.usage(tmp_path, raw[:20])
+    told = json.loads(json.dumps(card_table(usage.preparation)))
+    preparation = from_card_table(PREPARATIONS, told)
+    assert preparation == usage.preparation
+    ready = preparation.apply(raw.numpy())
+    wanted = task.prepare(raw, raw[:20]).numpy()
+    assert (ready.dtype, ready.shape) == (wanted.dtype, wanted.shape)
+    assert ready.tobytes() == np.ascontiguousarray(wanted).tobytes()
+    assert from_card_table(READERS, json.loads(json.dumps(card_table(usage.reader)))) == usage.reader

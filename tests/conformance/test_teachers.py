@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from fedstill.common.models import build_model
 from fedstill.common.outputs import OUTPUTS
 from fedstill.common.registry import first_line
 from fedstill.common.sides import Server
+from fedstill.server.serving.model import Served
+from fedstill.server.serving.service import Service
 from fedstill.server.teacher import TEACHERS, Teacher
 from fedstill.server.teacher.pretrained import save_weights
 
@@ -24,13 +27,17 @@ def data(request: pytest.FixtureRequest, synthetic: Any) -> Any:
 
 
 @pytest.fixture(params=TEACHERS.names())
-def teacher(request: pytest.FixtureRequest, data: Any, tmp_path: Path) -> Teacher:
-    options = {}
+def teacher(request: pytest.FixtureRequest, data: Any, tmp_path: Path) -> Iterator[Teacher]:
+    kind, model = TEACHERS.get(request.param), build_model(data.model, data.spec, seed=8)
     if request.param == "pretrained":
-        options = {"path": str(tmp_path / "weights.safetensors")}
-        save_weights(build_model(data.model, data.spec, seed=8), tmp_path / "weights.safetensors")
-    made: Teacher = TEACHERS.get(request.param)(**options)
-    return made
+        save_weights(model, tmp_path / "weights.safetensors")
+        yield kind(path=str(tmp_path / "weights.safetensors"))
+    elif request.param == "remote":
+        served = Served("synthetic", "1", data.spec, data.model, model.eval(), data.training, data.proxy.digest, "run")
+        with Service([served]) as service:
+            yield kind(address=f"127.0.0.1:{service.port}", consensus=0.8)
+    else:
+        yield kind()
 
 
 def server(data: Any, *, seed: int = 1) -> Server:

@@ -16,6 +16,8 @@ import click
 import pytest
 import typer
 
+from fedstill.client.policy import Policy
+from fedstill.client.site import Resources, Site, SiteTask
 from fedstill.common import errors
 from fedstill.common.learning import Training
 from fedstill.common.registry import ALGORITHMS, CODECS, MODELS, QUERIES, TASKS, Registry
@@ -28,7 +30,7 @@ from fedstill.simulations.cli import app
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
-SECTIONS = (Scenario, Clients, Rounds, Training, TaskPlan, ProxyPlan, PartitionPlan)
+SECTIONS = (Scenario, Clients, Rounds, Training, TaskPlan, ProxyPlan, PartitionPlan, Site, SiteTask, Policy, Resources)
 
 _WORDS: dict[Any, str] = {int: "integer", float: "number", str: "string", bool: "boolean"}
 _MARK = re.compile(r"<!-- keys: (?P<path>[\w.]+) -->\n(?P<table>(?:\|.*\n)+)")
@@ -66,11 +68,12 @@ def default_words(one: Field[Any]) -> str:
 
 def key_rows(kind: type[Any]) -> list[tuple[str, str, str]]:
     hints = get_type_hints(kind)
-    return [
+    rows = [
         (f"`{one.name.replace('_', '-')}`", type_words(hints[one.name]), default_words(one))
         for one in fields(kind)
-        if (kind, one.name) != (TaskPlan, "task")
+        if (kind, one.name) not in ((TaskPlan, "task"), (SiteTask, "reader"))
     ]
+    return [*rows, ("any option of the kind", "as there", "that of the pack")] if kind is SiteTask else rows
 
 
 def cells(table: str) -> list[list[str]]:
@@ -166,7 +169,11 @@ def test_readme_lists_what_is_in_it() -> None:
 def _commands() -> dict[str, click.Command]:
     group = typer.main.get_command(app)
     assert isinstance(group, click.Group)
-    return dict(group.commands)
+    found: dict[str, click.Command] = {}
+    for name, command in group.commands.items():
+        inner = command.commands.items() if isinstance(command, click.Group) else ()
+        found |= {f"{name} {other}": one for other, one in inner} or {name: command}
+    return found
 
 
 @pytest.mark.parametrize("name", list(_commands()))

@@ -18,6 +18,8 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from fedstill.client.site import parse_site
+from fedstill.client.supernode import read_node
 from fedstill.common.registry import ALGORITHMS
 from fedstill.common.scenario import parse
 from fedstill.common.sources import from_run_config, named_scenarios, override, read_table, value_of
@@ -107,10 +109,17 @@ def test_python_blocks_run(block: Block, elsewhere: Path) -> None:
 
 
 @pytest.mark.parametrize("block", TOML, ids=_named)
-def test_toml_blocks_are_scenarios(block: Block) -> None:
+def test_toml_blocks_are_scenarios(block: Block, tmp_path: Path) -> None:
     table = tomllib.loads(block.text)
     if block.mark == "pyproject":
         assert table.keys() <= {"project", "tool"}
+    elif block.mark == "site":
+        assert parse_site(table, tmp_path).tasks
+    elif block.mark == "node":
+        for name in ("ca.crt", "site.crt", "site.key", "node.key", "client.toml"):
+            (tmp_path / name).touch()
+        (tmp_path / "node.toml").write_text(block.text)
+        assert read_node(tmp_path / "node.toml").site == str(tmp_path / "client.toml")
     else:
         assert parse(table).tasks
 

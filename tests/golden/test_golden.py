@@ -79,7 +79,7 @@ def test_bytes_on_the_wire_are_pinned(play_small: Play) -> None:
         {way: statistics.fmean(sizes[way] for sizes in record["bytes"]["clients"].values()) for way in ("up", "down")}
         for record in played.records
     ]
-    up_and_down = [(411, 270), (820, 227), (896, 788), (246, 804)]
+    up_and_down = [(411, 366), (820, 227), (896, 788), (246, 804)]
     assert [list(record["bytes"]["clients"]) for record in played.records] == [played.records[0]["cohort"]] * 4
     assert traffic == [pytest.approx({"up": up, "down": down}, rel=0.05) for up, down in up_and_down]
 
@@ -141,4 +141,4 @@ def test_files_of_a_run_are_pinned(play_small: Play) -> None:
         "seconds",
         "tasks",
     ]
-    assert list(played.folder.config()) == ["fedstill", "data-dir", "scenario", "roster", "labels"]
+    assert list(played.folder.config()) == ["fedstill", "data-dir", "scenario", "roster", "labels", "specs"]

@@ -1,10 +1,16 @@
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import importlib
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
+from tests.server.services import Authority, Party, Peer, served
+from torch import Tensor
 
 from fedstill.common.errors import Reason
 from fedstill.common.files import write_atomically
@@ -14,6 +20,9 @@ from fedstill.common.seeding import numpy_rng
 from fedstill.server.admission import Rejection
 from fedstill.server.folder import RunFolder
 from fedstill.server.record import Attempt, StepRecord, Traffic, to_line
+from fedstill.server.serving.batching import Limits
+from fedstill.server.serving.model import Served
+from fedstill.server.serving.service import Service, TlsKeys
 
 MODELS = (("mlp-small", 2410), ("mlp", 17226), ("cnn-small", 9098), ("cnn", 61706))
 
@@ -179,3 +188,77 @@ def _measures(kind: str, step: int, *, place: int, classes: Sequence[str], algor
         return of("final", level, 0.9)
     measures = of("trained", level - 0.05, 0.8)
     return measures | of("distilled", level - 0.015, 0.85) if step > 1 and algorithm != "local" else measures
+
+
+# Services ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def peer(tmp_path_factory: pytest.TempPathFactory) -> Peer:
+    """A client and a server generated from the public protocol, which know nothing of fedstill's own."""
+    here, folder = Path(__file__).parent, tmp_path_factory.mktemp("peer")
+    command = [sys.executable, "-m", "grpc_tools.protoc", f"-I{here}", f"--python_out={folder}"]
+    subprocess.run([*command, f"--grpc_python_out={folder}", "open_inference_peer.proto"], cwd=here, check=True)
+    sys.path.insert(0, str(folder))
+    try:
+        return Peer(
+            importlib.import_module("open_inference_peer_pb2"), importlib.import_module("open_inference_peer_pb2_grpc")
+        )
+    finally:
+        sys.path.remove(str(folder))
+
+
+@pytest.fixture(scope="session")
+def parties(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Party]:
+    """A server and a client that know each other, and a stranger with an authority of its own."""
+    folder = tmp_path_factory.mktemp("tls")
+    known, strange = Authority(folder, "known"), Authority(folder, "strange")
+    return {"server": known.issue("server"), "client": known.issue("client"), "stranger": strange.issue("stranger")}
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[..., Service]]:
+    """Starts a service; all of them are stopped at the end."""
+    begun: list[Service] = []
+
+    def start(*models: Served, limits: Limits | None = None, tls: TlsKeys | None = None) -> Service:
+        service = Service(models or (served(),), limits=limits, tls=tls)
+        service.start()
+        begun.append(service)
+        return service
+
+    yield start
+    for service in begun:
+        service.stop(grace=1.0)
+
+
+@pytest.fixture
+def ask(peer: Any) -> Iterator[Callable[..., Any]]:
+    """A stub of the peer for a service; its channels are closed at the end."""
+    channels: list[grpc.Channel] = []
+
+    def connect(service: Service, credentials: grpc.ChannelCredentials | None = None) -> Any:
+        address = f"127.0.0.1:{service.port}"
+        channel = grpc.secure_channel(address, credentials) if credentials else grpc.insecure_channel(address)
+        channels.append(channel)
+        return peer.grpc.GRPCInferenceServiceStub(channel)
+
+    yield connect
+    for channel in channels:
+        channel.close()
+
+
+@pytest.fixture
+def question(peer: Any) -> Callable[..., Any]:
+    """A request with raw contents."""
+
+    def make(inputs: Tensor, *, model: str = "shapes", outputs: tuple[str, ...] = (), **fields: Any) -> Any:
+        request = peer.messages.ModelInferRequest(model_name=model, **fields)
+        datatype = "FP32" if inputs.is_floating_point() else "INT64"
+        request.inputs.add(name="inputs", datatype=datatype, shape=inputs.shape)
+        request.raw_input_contents.append(inputs.numpy().tobytes())
+        for name in outputs:
+            request.outputs.add(name=name)
+        return request
+
+    return make

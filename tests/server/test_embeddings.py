@@ -18,6 +18,7 @@ from fedstill.client.guard import RELEASE_VARIABLE
 from fedstill.common import records
 from fedstill.common.embeddings import Embeddings
 from fedstill.common.errors import QuorumError, Reason, UnsupportedError
+from fedstill.common.introduction import read_refusal
 from fedstill.common.learning import Training
 from fedstill.common.messages import ROUND, Answer, Method, Order, TaskAnswer, TaskOrder
 from fedstill.common.scenario import codec_from
@@ -137,10 +138,10 @@ def test_nothing_of_it_leaves_unless_the_owner_says_so(play_small: Play, monkeyp
 
     def tamper(message: Message, context: Context, inner: ClientApp) -> Message:
         reply = inner(message, context)
-        left.append(message.metadata.message_type == ROUND)
+        left.append(message.metadata.message_type == ROUND and read_refusal(reply.content) is None)
         return reply
 
-    with pytest.raises(QuorumError, match="set FEDSTILL_RELEASE=embeddings where the client runs"):
+    with pytest.raises(QuorumError, match=r"4 refused .*set FEDSTILL_RELEASE=embeddings where the client runs"):
         play_small(plan(), tamper=tamper)
     assert not any(left)
 

@@ -183,7 +183,7 @@ def test_without_alone_nobody_is_asked_in_step_0(play_small: Play) -> None:
     # Descriptions are all that was sent before the first round.
     assert set(played.records[0]["bytes"]["clients"]) == set(played.records[1]["cohort"])
     assert all(
-        0 < part["up"] < 250 and 0 < part["down"] < 80 for part in played.records[0]["bytes"]["clients"].values()
+        0 < part["up"] < 250 and 0 < part["down"] < 180 for part in played.records[0]["bytes"]["clients"].values()
     )
     assert kinds == {"query.describe": 4, ROUND: 8, FINISH: 4}
 
@@ -514,6 +514,22 @@ SPOILT: dict[str, tuple[Spoil, Reason]] = {
     "no array": (_no_numpy, Reason.MALFORMED),
     "no head": (_headless, Reason.MALFORMED),
     "unknown knowledge": (_task(kind="wisdom"), Reason.MALFORMED),
+    **{
+        f"a refusal: {reason}": (_head(refused=str(reason), detail="no"), reason)
+        for reason in (
+            Reason.REFUSED,
+            Reason.VERSION,
+            Reason.TOKENIZER,
+            Reason.BUSY,
+            Reason.RESOURCES,
+            Reason.STORAGE,
+        )
+    },
+    "a refusal for no known reason": (_head(refused="boredom", detail="no"), Reason.REFUSED),
+    "a refusal for a reason that only a server can have": (
+        _head(refused=str(Reason.NO_ANSWER), detail="no"),
+        Reason.REFUSED,
+    ),
 }
 
 

@@ -139,9 +139,7 @@ def test_teachers_are_built_by_name_with_their_options() -> None:
 
 def test_every_teacher_says_what_it_is() -> None:
     assert set(TEACHERS.names()) >= {"consensus", "model", "pretrained"}
-    assert {name: kind.has_model for name, kind in TEACHERS.all().items()} | {"consensus": False} == {
-        name: name != "consensus" for name in TEACHERS.names()
-    }
+    assert {name for name, kind in TEACHERS.all().items() if not kind.has_model} == {"consensus", "remote"}
 
 
 def test_assistants_hand_the_consensus_down_the_chain() -> None:

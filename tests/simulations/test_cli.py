@@ -77,7 +77,16 @@ def test_help_needs_no_heavy_import() -> None:
 
 @pytest.mark.parametrize(
     "words",
-    [(), ("--help",), ("simulate", "-h"), ("list", "-h"), ("report", "-h"), ("doctor", "-h"), ("compare", "-h")],
+    [
+        (),
+        ("--help",),
+        ("simulate", "-h"),
+        ("list", "-h"),
+        ("report", "-h"),
+        ("doctor", "-h"),
+        ("compare", "-h"),
+        ("serve", "-h"),
+    ],
 )
 def test_help(fedstill: Command, words: tuple[str, ...]) -> None:
     done = fedstill(*words)

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from fedstill.client.app import STORE_VARIABLE
-from fedstill.simulations.doctor import Check, examine
+from fedstill.client.node import STORE_VARIABLE
+from fedstill.common.checkup import Check
+from fedstill.simulations.doctor import examine
 
 Usage = namedtuple("Usage", "total used free")
 
@@ -30,14 +31,14 @@ def test_every_fault_has_a_cure(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
 
 
 def test_packages_are_compared_with_what_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    there = {"torch": "1.0", "scikit-learn": "", "ray": ""}
+    there = {"torch": "1.0", "scikit-learn": "", "ray": "", "transformers": ""}
 
     def version(name: str) -> str:
         if there.get(name) == "":
             raise PackageNotFoundError(name)
         return there.get(name, "999")
 
-    monkeypatch.setattr("fedstill.simulations.doctor.version", version)
+    monkeypatch.setattr("fedstill.common.checkup.version", version)
 
     torch, sklearn, ray, flwr = find("torch"), find("scikit-learn"), find("ray"), find("flwr")
 
@@ -47,6 +48,9 @@ def test_packages_are_compared_with_what_is_asked_for(monkeypatch: pytest.Monkey
     assert sklearn.cure == "pip install 'fedstill[simulations]'"
     assert (ray.state, ray.found) == ("note", "not installed; needed for 'flwr run .'")
     assert flwr.state == "wrong"
+    # Of an extra that not everybody has nothing is wrong.
+    other = find("transformers")
+    assert (other.state, other.found) == ("note", "not installed; needed for what the extra 'hf' is for")
 
 
 def test_the_data_folder(tmp_path: Path) -> None:

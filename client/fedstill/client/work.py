@@ -17,9 +17,11 @@ from fedstill.common.algorithm import Algorithm, recalls, weighs
 from fedstill.common.cache import LabelCache, updated
 from fedstill.common.codec import with_context
 from fedstill.common.context import Memories, Remembered, remember, remember_through
+from fedstill.common.errors import MismatchError, Reason
+from fedstill.common.handshake import check_schema, check_software, schema
 from fedstill.common.knowledge import Knowledge, SoftLabels
 from fedstill.common.learning import predict
-from fedstill.common.messages import Answer, Description, Metrics, Order, TaskAnswer, TaskDescription
+from fedstill.common.messages import Answer, Description, Metrics, Order, Question, TaskAnswer, TaskDescription
 from fedstill.common.metrics import class_accuracy
 from fedstill.common.models import build_model, parameter_count
 from fedstill.common.registry import ALGORITHMS
@@ -48,10 +50,19 @@ class Worker:
     guard: Guard
     algorithms: Mapping[str, type[Algorithm]]
 
-    def describe(self) -> Description:
-        """What the server has to know before a run."""
+    def describe(self, question: Question | None = None) -> Description:
+        """What the server has to know before a run.
+
+        Args:
+            question: what the server says of itself; None from nobody.
+
+        Raises:
+            MismatchError: if the two sides differ.
+            RefusalError: if the client's owner has not pinned the public samples.
+        """
         tasks = {}
-        for name, holding in self.holdings.tasks.items():
+        for name, holding in self._asked_for(question).items():
+            self.guard.check_pinned(name, holding.proxy.digest)
             model = build_model(holding.model, holding.spec, seed=0)
             tasks[name] = TaskDescription(
                 output=holding.spec.output,
@@ -66,6 +77,24 @@ class Worker:
                 tokenizer=holding.spec.tokenizer,
             )
         return Description(self.holdings.name, __version__, tasks)
+
+    def _asked_for(self, question: Question | None) -> Mapping[str, Holding]:
+        """The client's tasks that a server has too, in the same form."""
+        if question is None:
+            return self.holdings.tasks
+        check_software(question.software)
+        held = {name: one for name, one in self.holdings.tasks.items() if name in question.tasks or not question.tasks}
+        if not held:
+            raise MismatchError(
+                f"tasks {', '.join(question.tasks)}",
+                f"expected one of {', '.join(self.holdings.tasks)}",
+                "name the tasks alike on both sides",
+                reason=Reason.TASK,
+            )
+        for name in question.tasks.keys() & held.keys():
+            ours = schema(held[name].whole, held[name].proxy.digest)
+            check_schema(f"the server's task '{name}'", question.tasks[name], ours)
+        return held
 
     def alone(self, order: Order) -> Answer:
         """Train a new student alone for the whole run's steps and measure it: the floor for this client.
@@ -174,7 +203,7 @@ class Worker:
 
     def _side(self, order: Order, name: str, holding: Holding, saved: Mapping[str, Tensor]) -> Client:
         model = build_model(holding.model, holding.spec, seed=derive(order.seed, "student", self.holdings.name, name))
-        weights = _under(saved, f"{name}.{_MODEL}")
+        weights = student_weights(saved, name)
         if weights:
             model.load_state_dict(weights)
         memory: Memory = _under(saved, f"{name}.{_MEMORY}")
@@ -231,6 +260,11 @@ class Worker:
 
     def _reply(self, order: Order, version: int, tasks: Mapping[str, TaskAnswer]) -> Answer:
         return Answer(self.holdings.name, order.run, order.round, order.attempt, version, tasks)
+
+
+def student_weights(saved: Mapping[str, Tensor], task: str) -> dict[str, Tensor]:
+    """The weights of a task's student among what a client saved; {} if there is none."""
+    return _under(saved, f"{task}.{_MODEL}")
 
 
 def recall(store: Store, version: int, task: str) -> Memories:

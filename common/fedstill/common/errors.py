@@ -5,10 +5,12 @@
     ├── DataError                     3   private, proxy or test data that is missing or broken
     ├── UnsupportedError              2   a combination that has no meaning (method, model, output kind)
     ├── KnowledgeError                1   arrays that are no valid knowledge
-    ├── MismatchError                 1   the two sides differ: protocol, proxy set, task
+    ├── MismatchError                 1   the two sides differ: protocol, version, proxy set, task
+    ├── RefusalError                  1   a client that does not do what a server asks of it
     └── RunError                      4   a run that cannot begin or go on
         ├── QuorumError               4   too few clients answered
         ├── RunFolderError            4   a run folder that is missing, foreign or damaged
+        ├── StoppedError              4   somebody asked for an end; the round under way was finished first
         └── StorageError              5   the disk is full or refuses to write
 
 Every message says the value, the rule and the cure: `temperature=0.0: expected > 0 (…)`.
@@ -28,8 +30,9 @@ class FedstillError(Exception):
     exit_code: ClassVar[int] = 1
 
     def __init__(self, value: str, rule: str = "", cure: str = "") -> None:
-        message = f"{value}: {rule}" if rule else value
-        super().__init__(f"{message} ({cure})" if cure else message)
+        self.fault = f"{value}: {rule}" if rule else value
+        self.cure = cure
+        super().__init__(f"{self.fault} ({cure})" if cure else self.fault)
 
 
 class ConfigError(FedstillError):
@@ -71,6 +74,12 @@ class Reason(StrEnum):
     NOT_FINITE = "not-finite"
     RANGE = "out-of-range"
     CONTEXT = "other-context"
+    VERSION = "other-version"
+    TOKENIZER = "other-tokenizer"
+    REFUSED = "refused"
+    BUSY = "busy"
+    RESOURCES = "out-of-resources"
+    STORAGE = "client-storage"
 
 
 class KnowledgeError(FedstillError):
@@ -82,9 +91,17 @@ class KnowledgeError(FedstillError):
 
 
 class MismatchError(FedstillError):
-    """The two sides differ: protocol version, proxy set, task."""
+    """The two sides differ: protocol version, version of fedstill, proxy set, task."""
 
     def __init__(self, value: str, rule: str = "", cure: str = "", *, reason: Reason = Reason.PROTOCOL) -> None:
+        super().__init__(value, rule, cure)
+        self.reason = reason
+
+
+class RefusalError(FedstillError):
+    """A client that does not do what a server asks of it: its own policy, store or resources are against it."""
+
+    def __init__(self, value: str, rule: str = "", cure: str = "", *, reason: Reason = Reason.REFUSED) -> None:
         super().__init__(value, rule, cure)
         self.reason = reason
 
@@ -101,6 +118,10 @@ class QuorumError(RunError):
 
 class RunFolderError(RunError):
     """A run folder that is missing, belongs to another scenario, or is damaged."""
+
+
+class StoppedError(RunError):
+    """Somebody asked the run to end; what was committed stays, and the run can be resumed."""
 
 
 class StorageError(RunError):

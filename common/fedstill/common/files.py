@@ -31,7 +31,7 @@ def write_atomically(path: Path, content: bytes, *, durable: bool = True) -> Non
                 os.fsync(stream.fileno())
         os.replace(beside, path)
         if durable:
-            _flush_folder(path.parent)
+            flush_folder(path.parent)
     except OSError as error:
         raise storage_error(path, error) from error
     finally:
@@ -45,7 +45,8 @@ def storage_error(path: Path, error: OSError) -> StorageError:
     return StorageError(f"{path}", f"cannot be written: {error.strerror or error}", cure)
 
 
-def _flush_folder(folder: Path) -> None:
+def flush_folder(folder: Path) -> None:
+    """Wait until the disk knows which files a folder has."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

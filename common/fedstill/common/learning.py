@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from fedstill.common import check
 from fedstill.common.seeding import torch_rng, torch_seeded
+from fedstill.common.stepping import SGD, Adam, Optimizer
 
 Loss = Callable[..., Tensor]
 """(logits, *targets of the batch) → scalar."""
@@ -200,12 +201,9 @@ def _in_bf16(model: nn.Module, training: Training) -> Iterator[tuple[Run, Step]]
                     now.copy_(before)
 
 
-def _optimizer(weights: list[Tensor], training: Training) -> torch.optim.Optimizer:
-    if training.optimizer == "sgd":
-        return torch.optim.SGD(
-            weights, training.learning_rate, momentum=0.9, weight_decay=training.weight_decay, fused=True
-        )
-    return torch.optim.Adam(weights, training.learning_rate, weight_decay=training.weight_decay, fused=True)
+def _optimizer(weights: list[Tensor], training: Training) -> Optimizer:
+    kind = SGD if training.optimizer == "sgd" else Adam
+    return kind(weights, learning_rate=training.learning_rate, weight_decay=training.weight_decay)
 
 
 def arranged(inputs: Tensor, training: Training) -> Tensor:

@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 from fedstill.common.cache import take
 from fedstill.common.codec import Codec
 from fedstill.common.context import Remembered
+from fedstill.common.errors import Reason
+from fedstill.common.handshake import Schema
 from fedstill.common.knowledge import Knowledge, SoftLabels
 from fedstill.common.learning import Training
 
@@ -131,6 +133,32 @@ class Answer:
     attempt: int
     version: int
     tasks: Mapping[str, TaskAnswer]
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What the server says of itself when it asks a client to describe itself.
+
+    Attributes:
+        software: its version of fedstill.
+        tasks: the run's tasks by name; {} from a server that does not say.
+    """
+
+    software: str
+    tasks: Mapping[str, Schema]
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why a client does not do what it is asked.
+
+    Attributes:
+        reason: one word for it.
+        detail: what is there, what is expected, the cure.
+    """
+
+    reason: Reason
+    detail: str
 
 
 @dataclass(frozen=True, slots=True)

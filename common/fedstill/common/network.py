@@ -143,6 +143,13 @@ def feature_network(model: nn.Module, name: str) -> Network:
     return model
 
 
+def exporting() -> bool:
+    """Whether a model is being traced into a graph, which has one way through it whatever a batch holds."""
+    # torch 2.6 cannot tell an export from a compilation.
+    told = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
+    return bool(told())
+
+
 def mean_state(states: Tensor) -> Tensor:
     """Mean over the positions of (…, L, D) states that are no padding (zero vectors): (…, D)."""
     there = (states != 0).any(-1, keepdim=True)

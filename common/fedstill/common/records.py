@@ -1,4 +1,4 @@
-"""Messages ↔ Flower's records: the only file that knows the wire's keys; beside `packing` the only one with Flower.
+"""Orders and answers ↔ Flower's records; what comes before them is in `introduction`.
 
 A message is a RecordDict; it may come as it is, or as `packing` has packed it:
 
@@ -17,8 +17,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
-from pathlib import PurePath
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
@@ -30,6 +29,7 @@ from fedstill.common.codec import Codec, with_context
 from fedstill.common.context import LARGEST as LARGEST_CONTEXT
 from fedstill.common.context import Memories, Recall, Remembered, known, remember
 from fedstill.common.errors import KnowledgeError, MismatchError, Reason
+from fedstill.common.handshake import check_software
 from fedstill.common.knowledge import (
     ABOUT_SAMPLES,
     AboutSamples,
@@ -43,19 +43,18 @@ from fedstill.common.learning import Training
 from fedstill.common.messages import (
     NO_SAMPLES,
     Answer,
-    Description,
     Method,
     Metrics,
     Order,
     TaskAnswer,
-    TaskDescription,
     TaskOrder,
     unheard,
 )
 from fedstill.common.npy import read_array
-from fedstill.common.packing import HEAD, unpacked
+from fedstill.common.packing import HEAD
 from fedstill.common.sample_ids import read_ids, write_ids
 from fedstill.common.scenario import codec_from, codec_table
+from fedstill.common.wire import LONGEST_NAME, folder_name, head_of, listed, opened, text, whole
 
 _TASK, _KNOWLEDGE, _METRICS = "task.", "knowledge.", "metrics."
 _HEADER = "header."
@@ -72,9 +71,6 @@ LARGEST_PROXY_SET = 10_000_000
 
 MOST_MEASURES = 10_000
 """Numbers among the measures of one task in one answer; they are written to the run's files."""
-
-LONGEST_NAME = 100
-"""Characters in the name of a measure."""
 
 
 def write_order(order: Order) -> RecordDict:
@@ -95,6 +91,7 @@ def write_order(order: Order) -> RecordDict:
                     "rounds": order.rounds,
                     "attempt": order.attempt,
                     "seed": order.seed,
+                    "software": __version__,
                     "codec": _codec_text(codec),
                     "method": json.dumps(method, sort_keys=True),
                 }
@@ -129,14 +126,15 @@ def read_order(content: RecordDict, recall: Recall | None = None) -> Order:
         recall: what the client remembers of a run's task after a version of its student.
 
     Raises:
-        MismatchError: if the server speaks another protocol.
+        MismatchError: if the server speaks another protocol, or has another version of fedstill.
         KnowledgeError: if a part is missing or malformed.
     """
     content = opened(content)
-    head = _head(content)
-    codec = _read_codec(_text(head, "codec"))
+    head = head_of(content)
+    check_software(text(head, "software"))
+    codec = _read_codec(text(head, "codec"))
     client = content.config_records.get(CLIENT, ConfigRecord())
-    run, version = _folder_name(head, "run"), _whole(client, "version")
+    run, version = folder_name(head, "run"), whole(client, "version")
     tasks = {}
     for name, task, arrays in _tasks(content):
         samples = _read_samples("order", None, task, arrays, most=LARGEST_PROXY_SET)
@@ -150,15 +148,15 @@ def read_order(content: RecordDict, recall: Recall | None = None) -> Order:
             knowledge = completed(knowledge, mine.told, recalled)
         same = mine.own is not None and client.get(_OWN + name) == mine.own.digest
         own = mine.own if same else None
-        tasks[name] = TaskOrder(_text(task, "proxy-digest"), samples, knowledge, own, mine.heard, recalled)
+        tasks[name] = TaskOrder(text(task, "proxy-digest"), samples, knowledge, own, mine.heard, recalled)
     return Order(
         run=run,
-        round=_whole(head, "round"),
-        rounds=_whole(head, "rounds"),
-        attempt=_whole(head, "attempt"),
-        seed=_whole(head, "seed"),
+        round=whole(head, "round"),
+        rounds=whole(head, "rounds"),
+        attempt=whole(head, "attempt"),
+        seed=whole(head, "seed"),
         version=version,
-        method=_read_method(_text(head, "method"), codec),
+        method=_read_method(text(head, "method"), codec),
         tasks=tasks,
     )
 
@@ -195,7 +193,7 @@ def read_answer(content: RecordDict, order: Order) -> Answer:
         KnowledgeError: if a part is missing or malformed.
     """
     content = opened(content)
-    head = _head(content)
+    head = head_of(content)
     if is_plea(content):
         raise KnowledgeError("no answer", "expected one to a self-contained order", reason=Reason.CONTEXT)
     codec = order.method.codec
@@ -204,69 +202,19 @@ def read_answer(content: RecordDict, order: Order) -> Answer:
         if name not in order.tasks:
             raise MismatchError(f"task '{name}'", f"expected one of {', '.join(order.tasks)}", reason=Reason.TASK)
         tasks[name] = TaskAnswer(
-            _text(task, "proxy-digest"),
-            _whole(task, "num-examples"),
+            text(task, "proxy-digest"),
+            whole(task, "num-examples"),
             _read_knowledge(order.tasks[name].samples, codec, task, arrays, memories=_both(order.tasks[name])),
             _read_metrics(content, name),
         )
     return Answer(
-        client=_text(head, "client"),
-        run=_text(head, "run"),
-        round=_whole(head, "round"),
-        attempt=_whole(head, "attempt"),
-        version=_whole(head, "version"),
+        client=text(head, "client"),
+        run=text(head, "run"),
+        round=whole(head, "round"),
+        attempt=whole(head, "attempt"),
+        version=whole(head, "version"),
         tasks=tasks,
     )
-
-
-def write_description(description: Description) -> RecordDict:
-    """A client's description of itself as records."""
-    content = RecordDict(
-        {HEAD: ConfigRecord({"protocol": PROTOCOL, "client": description.client, "software": description.software})}
-    )
-    for name, task in description.tasks.items():
-        config = {key.replace("_", "-"): value for key, value in asdict(task).items()}
-        content[_TASK + name] = ConfigRecord(
-            config
-            | {
-                "classes": list(task.classes),
-                "input-shape": list(task.input_shape),
-                "positions": list(task.positions),
-            }
-        )
-    return content
-
-
-def read_description(content: RecordDict) -> Description:
-    """A client's description of itself from records.
-
-    Raises:
-        MismatchError: if the client speaks another protocol.
-        KnowledgeError: if a part is missing or malformed.
-    """
-    content = opened(content)
-    head = _head(content)
-    tasks = {}
-    for key, config in content.config_records.items():
-        if key.startswith(_TASK):
-            tasks[key.removeprefix(_TASK)] = TaskDescription(
-                output=_text(config, "output"),
-                modality=_text(config, "modality"),
-                classes=tuple(_list(config, "classes", str)),
-                input_shape=tuple(_list(config, "input-shape", int)),
-                model=_text(config, "model"),
-                parameters=_whole(config, "parameters"),
-                examples=_whole(config, "examples"),
-                proxy_digest=_text(config, "proxy-digest"),
-                positions=tuple(_list(config, "positions", int)),
-                tokenizer=_text(config, "tokenizer"),
-            )
-    return Description(_text(head, "client"), _text(head, "software"), tasks)
-
-
-def write_question() -> RecordDict:
-    """The content of a message that asks a client to describe itself."""
-    return RecordDict({HEAD: ConfigRecord({"protocol": PROTOCOL, "software": __version__})})
 
 
 def write_plea() -> RecordDict:
@@ -277,35 +225,6 @@ def write_plea() -> RecordDict:
 def is_plea(content: RecordDict) -> bool:
     """Whether a client asks for a self-contained order."""
     return content.config_records.get(HEAD, ConfigRecord()).get(_LOST) is True
-
-
-def check_protocol(content: RecordDict) -> None:
-    """Raise MismatchError if the other side speaks another protocol."""
-    _head(content)
-
-
-def opened(content: RecordDict) -> RecordDict:
-    """A message's records, unpacked once it is known that the other side speaks the same protocol.
-
-    Raises:
-        MismatchError: if it speaks another one.
-        KnowledgeError: if they were not packed as they should be.
-    """
-    _head(content)
-    return unpacked(content)
-
-
-def _head(content: RecordDict) -> ConfigRecord:
-    head = content.config_records.get(HEAD)
-    if head is None:
-        raise KnowledgeError(f"a message of {sorted(content)}", f"expected a record '{HEAD}'")
-    if head.get("protocol") != PROTOCOL:
-        raise MismatchError(
-            f"protocol {head.get('protocol')!r}",
-            f"expected {PROTOCOL}",
-            f"install the same version of fedstill on both sides; here it is {__version__}",
-        )
-    return head
 
 
 def _tasks(content: RecordDict) -> Iterator[tuple[str, ConfigRecord, dict[str, NDArray[np.generic]]]]:
@@ -324,16 +243,16 @@ def _codec_text(codec: Codec) -> str:
     return table if isinstance(table, str) else json.dumps(table, sort_keys=True)
 
 
-def _read_codec(text: str) -> Codec:
+def _read_codec(told: str) -> Codec:
     try:
-        return codec_from(json.loads(text) if text.startswith("{") else text)
+        return codec_from(json.loads(told) if told.startswith("{") else told)
     except (ValueError, RecursionError) as error:
-        raise KnowledgeError(f"codec {text!r}", f"expected a name, or a JSON object: {error}") from None
+        raise KnowledgeError(f"codec {told!r}", f"expected a name, or a JSON object: {error}") from None
 
 
-def _read_method(text: str, codec: Codec) -> Method:
+def _read_method(told: str, codec: Codec) -> Method:
     try:
-        method = json.loads(text)
+        method = json.loads(told)
         return Method(str(method["algorithm"]), dict(method["options"]), Training(**method["training"]), codec)
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise KnowledgeError("the order's method", f"expected algorithm, options and training: {error!r}") from None
@@ -375,12 +294,12 @@ def _read_knowledge(
     if "kind" not in head:
         return None
     header = cast(Header, {key.removeprefix(_HEADER): head[key] for key in head if key.startswith(_HEADER)})
-    kind = _text(head, "kind")
+    kind = text(head, "kind")
     own = {name: array for name, array in arrays.items() if not name.startswith(f"{_SAMPLES}.")}
     coder = with_context(codec)
     if coder is not None and kind == SoftLabels.kind and any(one is not None for one in memories):
         samples = _read_samples("knowledge", ordered, head, arrays, most=LARGEST_CONTEXT)
-        classes = _list(head, _HEADER + "classes", str)
+        classes = listed(head, _HEADER + "classes", str)
         parts = dict(coder.decode(own, {"values": known(memories, samples, classes)}))
     else:
         parts = dict(codec.decode(own))
@@ -421,7 +340,7 @@ def _read_samples(
     most: int,
 ) -> NDArray[np.int64]:
     key = f"{_SAMPLES}.{whose}"
-    return read_ids(_text(head, key), arrays.get(key), known, most=most)
+    return read_ids(text(head, key), arrays.get(key), known, most=most)
 
 
 def _array_record(arrays: Arrays) -> ArrayRecord:
@@ -442,35 +361,3 @@ def _read_metrics(content: RecordDict, name: str) -> Metrics:
         key: [float(item) for item in value] if isinstance(value, list) else float(value)
         for key, value in record.items()
     }
-
-
-def _text(record: ConfigRecord, key: str) -> str:
-    value = record.get(key)
-    if not isinstance(value, str):
-        raise KnowledgeError(f"'{key}' = {value!r}", "expected a text")
-    return value
-
-
-def _folder_name(record: ConfigRecord, key: str) -> str:
-    """A text that names a folder of the client's: no path to another place."""
-    value = _text(record, key)
-    if PurePath(value).name != value or value in ("", "..") or len(value) > LONGEST_NAME:
-        raise KnowledgeError(f"'{key}' = {value!r}", "expected the name of a folder")
-    return value
-
-
-def _whole(record: ConfigRecord, key: str) -> int:
-    value = record.get(key)
-    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-        raise KnowledgeError(f"'{key}' = {value!r}", "expected a whole number >= 0")
-    return value
-
-
-_Item = TypeVar("_Item", str, int)
-
-
-def _list(record: ConfigRecord, key: str, kind: type[_Item]) -> list[_Item]:
-    value = record.get(key)
-    if not isinstance(value, list) or not all(type(item) is kind for item in value):
-        raise KnowledgeError(f"'{key}' = {value!r}", f"expected a list of {kind.__name__}")
-    return [item for item in value if isinstance(item, kind)]

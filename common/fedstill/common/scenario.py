@@ -342,7 +342,7 @@ def _plugin(registry: Any, table: Mapping[str, Any], where: str, *, key: str, al
             f"{where} without '{key}'", f"expected the name of {_article(registry.kind)}", nearest("", registry.names())
         )
     kind = registry.get(str(options.pop(key)))
-    _refuse_unknown(options, {*_option_names(kind), *also}, where, also_known={key})
+    _refuse_unknown(options, {*option_names(kind), *also}, where, also_known={key})
     return _typed(kind, options, where)
 
 
@@ -366,7 +366,8 @@ def _listed(value: Any, kind: Any) -> Any:
     return value
 
 
-def _option_names(kind: type) -> list[str]:
+def option_names(kind: type) -> list[str]:
+    """The keys of a dataclass's table."""
     return [_kebab(f.name) for f in fields(kind) if f.init] if is_dataclass(kind) else []
 
 
@@ -383,7 +384,7 @@ def _typed(kind: Any, value: Any, where: str) -> Any:
     if is_dataclass(kind) and isinstance(kind, type):
         if not isinstance(value, Mapping):
             raise ConfigError(f"{where} = {value!r}", f"expected a table [{where}]")
-        _refuse_unknown(value, set(_option_names(kind)), where)
+        _refuse_unknown(value, set(option_names(kind)), where)
         value = {key.replace("-", "_"): item for key, item in value.items()}
     try:
         return _adapter(kind).validate_python(value)

@@ -96,7 +96,7 @@ def _toml(text: str, name: str) -> dict[str, Any]:
         raise ConfigError(f"scenario '{name}'", f"is no TOML: {error}") from None
 
 
-RUN_CONFIG_OWN = ("scenario", "toml", "set", "data-dir", "run-dir")
+RUN_CONFIG_OWN = ("scenario", "toml", "set", "data-dir", "run-dir", "public", "metrics")
 """Keys of Flower's run_config that are not keys of a scenario."""
 
 

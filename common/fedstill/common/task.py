@@ -76,6 +76,7 @@ class TaskData:
         positions: between the sample axis and the class axis of an answer: () for one answer for each sample, (L,) for
             one for each token, (height, width) for a grid.
         tokenizer: digest of what made the token ids; "" where both sides know it from the task's options.
+        columns: names of an input's numbers, where what they mean depends on the source; () if it does not.
     """
 
     pool: Examples
@@ -84,6 +85,7 @@ class TaskData:
     vocabulary: int = 0
     positions: tuple[int, ...] = ()
     tokenizer: str = ""
+    columns: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for part in (self.pool, self.test):
@@ -187,18 +189,17 @@ class ReadsUnlabelled(Protocol):
         """
 
 
-def find_task_folder(folder: Path | None, source: str) -> Path:
-    """Where a source lies: a folder of that name in the data folder, or the path itself.
+@runtime_checkable
+class ReadsColumns(Protocol):
+    """A task whose inputs depend on what is in its source; it can read another source in the same columns."""
 
-    Raises:
-        DataError: if neither is there.
-    """
-    path = Path(source)
-    candidates = [path] if path.is_absolute() or folder is None else [folder / source, path]
-    for candidate in candidates:
-        if candidate.exists():
-            return candidate
-    looked = " or ".join(str(candidate) for candidate in candidates)
-    raise DataError(
-        f"data '{source}'", f"expected it at {looked}", "name the folder of data with --data-dir or FEDSTILL_DATA"
-    )
+    def load_columns(self, folder: Path | None, columns: tuple[str, ...]) -> TaskData:
+        """Read the data, its inputs in those columns.
+
+        Args:
+            folder: the data folder.
+            columns: of another source of this kind, as in `TaskData`.
+
+        Raises:
+            DataError: if the data is missing or broken, or lacks a column.
+        """

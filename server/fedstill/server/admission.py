@@ -13,7 +13,7 @@ import numpy as np
 from flwr.app import Array, Message, RecordDict
 from numpy.typing import NDArray
 
-from fedstill.common import records
+from fedstill.common import introduction, records, wire
 from fedstill.common.embeddings import Embeddings
 from fedstill.common.errors import FedstillError, KnowledgeError, MismatchError, Reason
 from fedstill.common.knowledge import AboutSamples, Form, Layout, Parameters, Prototypes, SoftLabels
@@ -102,7 +102,12 @@ class Gate:
             if answered:
                 raise MismatchError("a second answer", "the first one counts", reason=Reason.DUPLICATE)
             self._check_size(declared_bytes(reply.content))
-            content = records.opened(reply.content)
+            # Before the protocol is compared, for a client of another one says so in a refusal; and after.
+            refusal = introduction.read_refusal(reply.content)
+            content = reply.content if refusal is not None else wire.opened(reply.content)
+            refusal = refusal or introduction.read_refusal(content)
+            if refusal is not None:
+                return self._rejection(refusal.reason, refusal.detail)
             self._check_size(declared_bytes(content))
             answer = records.read_answer(content, self.order)
             self._check(answer)

@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import FrameType
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
+from fedstill.common.logs import show_where_flower_does
 from fedstill.common.sources import from_run_config
 from fedstill.server.folder import begin_folder
 from fedstill.server.launch import launch
 from fedstill.server.summary import summary
+from fedstill.server.trackers import Tracker
 from fedstill.server.trackers.lines import Lines
+from fedstill.server.trackers.prometheus import Prometheus
 from fedstill.server.wording import verdict
 
 log = logging.getLogger(__name__)
+
+METRICS_VARIABLE = "FEDSTILL_METRICS"
+"""Environment variable: HOST:PORT at which a run answers Prometheus."""
 
 app = ServerApp()
 
@@ -24,21 +35,42 @@ app = ServerApp()
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """Play the run that Flower's run_config describes."""
-    _log_as_flower_does()
+    show_where_flower_does()
     config = context.run_config
     scenario = from_run_config(config)
     named = str(config.get("data-dir") or os.environ.get("FEDSTILL_DATA") or "")
     data_dir = Path(named) if named else None
+    public = Path(str(config["public"])) if config.get("public") else None
     folder = begin_folder(Path(str(config["run-dir"])) if config.get("run-dir") else None, scenario, data_dir=data_dir)
-    launch(scenario, grid, folder, data_dir=data_dir, trackers=[Lines(last=scenario.rounds.count + 1)])
+    last = scenario.rounds.count + 1
+    trackers: list[Tracker] = [Lines(last=last)]
+    if address := str(config.get("metrics") or os.environ.get(METRICS_VARIABLE) or ""):
+        trackers.append(Prometheus(address, folder.name, last=last, committed=folder.records()))
+    log.info("run %s", folder.name)
+    with stopped_politely() as stopping:
+        launch(scenario, grid, folder, data_dir=data_dir, public=public, trackers=trackers, stopping=stopping)
     log.info("%s", verdict(summary(folder)))
     log.info("run folder %s, report %s", folder.path.resolve(), folder.report.resolve())
 
 
-def _log_as_flower_does() -> None:
-    """Show our log where Flower shows its own: `flwr run --stream`, `flwr log`."""
-    ours = logging.getLogger("fedstill")
-    ours.setLevel(logging.INFO)
-    for handler in logging.getLogger("flwr").handlers:
-        if handler not in ours.handlers:
-            ours.addHandler(handler)
+@contextlib.contextmanager
+def stopped_politely() -> Iterator[Callable[[], bool]]:
+    """SIGTERM asks for an end at the border of the round; a second one ends at once, as Flower has it.
+
+    Gives a function that says whether somebody has asked.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+    asked = threading.Event()
+    before = signal.getsignal(signal.SIGTERM)
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        asked.set()
+        signal.signal(signal.SIGTERM, before)
+
+    signal.signal(signal.SIGTERM, ask)
+    try:
+        yield asked.is_set
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -12,7 +12,7 @@ from flwr.serverapp import Grid
 from fedstill.common.errors import FedstillError, UnsupportedError
 from fedstill.common.scenario import Plugin, Scenario, build
 from fedstill.server.folder import RunFolder
-from fedstill.server.holdings import simulated
+from fedstill.server.holdings import packed, simulated
 from fedstill.server.rounds import Pulse, Run, play
 from fedstill.server.state import RunState
 from fedstill.server.teacher import TEACHERS, Teacher
@@ -26,10 +26,12 @@ def launch(
     grid: Grid,
     folder: RunFolder,
     *,
-    data_dir: Path | None,
+    data_dir: Path | None = None,
+    public: Path | None = None,
     trackers: Sequence[Tracker] = (),
     pulse: Callable[[Pulse], None] = lambda _: None,
     committed: Callable[[RunState], None] = lambda _: None,
+    stopping: Callable[[], bool] = lambda: False,
 ) -> RunState:
     """Play a scenario in a run folder, from where the folder stands, and write its report.
 
@@ -37,15 +39,19 @@ def launch(
         scenario: what is to be done.
         grid: Flower's way to the clients.
         folder: of the run.
-        data_dir: folder of data sets.
+        data_dir: folder of data sets, for a simulated run.
+        public: folder of the public pack, for a run whose clients hold their own data; None for a simulated run.
         trackers: told of every committed step, beside TensorBoard's events.
         pulse: told of the progress inside a step.
         committed: given the state after every committed step.
+        stopping: whether the run is to end at the border of the step under way.
 
     Raises:
         FedstillError: whatever keeps the run from its end; what was committed stays, and the run can be resumed.
     """
-    tasks = simulated(scenario, data_dir)
+    tasks = simulated(scenario, data_dir) if public is None else packed(scenario, public)
+    if public is not None:
+        folder.add(public=str(public.resolve()))
     teacher = build_teacher(scenario.teacher)
     state = folder.restore()
     all_trackers = [*_tensorboard(folder), *trackers]
@@ -58,6 +64,7 @@ def launch(
         trackers=all_trackers,
         pulse=pulse,
         committed=committed,
+        stopping=stopping,
     )
     try:
         ended = play(run, state)

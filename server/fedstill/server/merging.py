@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from fedstill.common.algorithm import Algorithm
+from fedstill.common.algorithm import Algorithm, teaches
 from fedstill.common.knowledge import KNOWLEDGE, LABEL_FREE, Contribution, Knowledge, Personal, SoftLabels
 from fedstill.common.messages import Answer
 from fedstill.common.sides import Server
 from fedstill.server.holdings import ServerTask
-from fedstill.server.teacher import Teacher
+from fedstill.server.teacher import LooksAhead, Teacher
 
 
 def merge(
@@ -46,6 +46,22 @@ def teach(teacher: Teacher, sides: Mapping[str, Server], consensus: Mapping[str,
     """What goes back: the teacher's soft labels where the consensus is made of such, else the consensus itself."""
     predicted = {name: one for name, one in consensus.items() if isinstance(one, SoftLabels)}
     return {**consensus, **(teacher.learn(sides, predicted) if predicted else {})}
+
+
+def keeps_model(method: Algorithm, teacher: Teacher) -> bool:
+    """Whether the server has a model that learns: the method's own, or the teacher's."""
+    taught = method.exchange == SoftLabels.kind and teacher.has_model
+    return method.exchange in ("parameters", "data") or taught or teaches(method)
+
+
+def look_ahead(teacher: Teacher, method: Algorithm, tasks: Mapping[str, ServerTask]) -> None:
+    """Let a teacher that has a part in the method find out whether it can teach, before anybody works.
+
+    Raises:
+        FedstillError: if it cannot.
+    """
+    if isinstance(teacher, LooksAhead) and method.exchange == SoftLabels.kind:
+        teacher.look_ahead({name: task.spec for name, task in tasks.items()})
 
 
 def contributions_to(

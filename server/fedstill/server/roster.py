@@ -13,13 +13,15 @@ from typing import Any
 
 from flwr.serverapp import Grid
 
-from fedstill.common import records
+from fedstill.common import __version__, introduction
 from fedstill.common.algorithm import Algorithm, check_clients, own_weights
-from fedstill.common.errors import FedstillError, QuorumError, UnsupportedError
-from fedstill.common.messages import DESCRIBE, Description, TaskDescription
+from fedstill.common.errors import FedstillError, MismatchError, QuorumError, Reason, UnsupportedError
+from fedstill.common.handshake import Schema, check_schema, check_software, schema
+from fedstill.common.messages import DESCRIBE, Description, Question, TaskDescription
 from fedstill.common.models import model_names
-from fedstill.common.packing import content_bytes
+from fedstill.common.packing import content_bytes, packed
 from fedstill.common.sides import ClientInfo
+from fedstill.common.wire import LONGEST_NAME
 from fedstill.server.admission import LONGEST_DETAIL, last_line
 from fedstill.server.exchange import ask
 from fedstill.server.holdings import ServerTask
@@ -88,7 +90,10 @@ def gather(grid: Grid, tasks: Mapping[str, ServerTask], *, count: int, least: in
     """
     ids = _wait_for_nodes(grid, count, deadline)
     asked = {f"node {number}": number for number in ids}
-    questions = dict.fromkeys(asked, records.write_question())
+    question = introduction.write_question(
+        Question(__version__, {name: schema(task.spec, task.proxy.digest) for name, task in tasks.items()})
+    )
+    questions = dict.fromkeys(asked, packed(question))
     told: dict[str, tuple[int, Description]] = {}
     sizes: dict[str, int] = {}
     refused: dict[int, str] = {}
@@ -98,7 +103,11 @@ def gather(grid: Grid, tasks: Mapping[str, ServerTask], *, count: int, least: in
             if reply.message.has_error():
                 refused[node] = last_line(reply.message.error.reason or "no reason given")[:LONGEST_DETAIL]
                 continue
-            description = records.read_description(reply.message.content)
+            refusal = introduction.read_refusal(reply.message.content)
+            if refusal is not None:
+                refused[node] = f"{refusal.reason}: {refusal.detail}"[:LONGEST_DETAIL]
+                continue
+            description = introduction.read_description(reply.message.content)
             _check(description, tasks)
             if description.client in told:
                 refused[node] = f"a second node calls itself '{description.client}'"
@@ -121,7 +130,7 @@ def gather(grid: Grid, tasks: Mapping[str, ServerTask], *, count: int, least: in
         nodes={name: told[name][0] for name in names},
         descriptions={name: told[name][1] for name in names},
         refused=refused,
-        traffic=Traffic(sizes, dict.fromkeys(names, content_bytes(records.write_question()))),
+        traffic=Traffic(sizes, dict.fromkeys(names, content_bytes(packed(question)))),
     )
 
 
@@ -197,10 +206,9 @@ def _check(description: Description, tasks: Mapping[str, ServerTask]) -> None:
         raise UnsupportedError(f"client '{description.client}' without a task", f"expected one of {', '.join(tasks)}")
     # Names are written to the run's files, and a stranger chose them.
     for text in (description.client, description.software, *(told.model for told in description.tasks.values())):
-        if not 0 < len(text) <= records.LONGEST_NAME:
-            raise UnsupportedError(
-                f"a name or version of {len(text)} characters", f"expected 1 to {records.LONGEST_NAME}"
-            )
+        if not 0 < len(text) <= LONGEST_NAME:
+            raise UnsupportedError(f"a name or version of {len(text)} characters", f"expected 1 to {LONGEST_NAME}")
+    check_software(description.software)
     for name, told in description.tasks.items():
         if name not in tasks:
             raise UnsupportedError(f"task '{name}'", f"expected one of {', '.join(tasks)}")
@@ -208,24 +216,26 @@ def _check(description: Description, tasks: Mapping[str, ServerTask]) -> None:
 
 
 def _check_task(client: str, name: str, told: TaskDescription, own: ServerTask) -> None:
-    spec = own.spec
+    where, spec = f"client '{client}', task '{name}'", own.spec
     strange = sorted(set(told.classes) - set(spec.classes))
-    pairs = {
-        "output kind": (told.output, spec.output),
-        "modality": (told.modality, spec.modality),
-        "tokenizer": (told.tokenizer[:12] or "none", spec.tokenizer[:12] or "none"),
-        "input shape": (told.input_shape, spec.input_shape),
-        "output positions": (told.positions, spec.positions),
-        "proxy set": (told.proxy_digest[:12], own.proxy.digest[:12]),
-        "unknown classes": (tuple(strange[:5]), ()),
-    }
-    for what, (theirs, ours) in pairs.items():
-        if theirs != ours:
-            raise UnsupportedError(
-                f"client '{client}', task '{name}': {what} {theirs}",
-                f"expected {ours}",
-                "give both sides the same data folder, scenario and seed",
-            )
+    if strange:
+        raise MismatchError(
+            f"{where}: unknown classes {tuple(strange[:5])}",
+            f"expected some of {len(spec.classes)}, such as '{spec.classes[0]}'",
+            "give both sides the same public pack, or the same data folder, scenario and seed",
+            reason=Reason.CLASSES,
+        )
+    ours = schema(spec, own.proxy.digest)
+    theirs = Schema(
+        output=told.output,
+        modality=told.modality,
+        input_shape=told.input_shape,
+        positions=told.positions,
+        tokenizer=told.tokenizer,
+        proxy_digest=told.proxy_digest,
+        classes=ours.classes,  # a client knows a part of them, which was looked at above
+    )
+    check_schema(where, theirs, ours)
 
 
 def _plain(value: Any) -> Any:

@@ -23,10 +23,10 @@ from flwr.serverapp import Grid
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fedstill.common.algorithm import due, recalls, teaches
+from fedstill.common.algorithm import due, recalls
 from fedstill.common.codec import with_context
 from fedstill.common.context import Remembered, remember
-from fedstill.common.errors import QuorumError, Reason
+from fedstill.common.errors import QuorumError, Reason, StoppedError
 from fedstill.common.knowledge import Knowledge, Personal
 from fedstill.common.learning import one_thread
 from fedstill.common.messages import ALONE, FINISH, NO_SAMPLES, ROUND, Answer, Method, Metrics, Order, TaskOrder
@@ -41,7 +41,7 @@ from fedstill.server.admission import Gate, Rejection, TaskGate
 from fedstill.server.exchange import Clock, Reply, ask
 from fedstill.server.folder import RunFolder
 from fedstill.server.gates import task_gate
-from fedstill.server.holdings import ServerTask
+from fedstill.server.holdings import ServerTask, spec_tables
 from fedstill.server.measuring import measure
 from fedstill.server.questions import Asked, replies, write_questions
 from fedstill.server.record import Attempt, StepRecord, Traffic, client_measures, total
@@ -89,6 +89,7 @@ class Run:
         trackers: told of every committed step.
         pulse: told of the progress inside a step.
         committed: given the state after every committed step.
+        stopping: whether the run is to end at the border of this step.
         clock: monotonic, in seconds.
     """
 
@@ -100,6 +101,7 @@ class Run:
     trackers: Sequence[Tracker] = ()
     pulse: Callable[[Pulse], None] = lambda _: None
     committed: Callable[[RunState], None] = lambda _: None
+    stopping: Callable[[], bool] = lambda: False
     clock: Clock = time.monotonic
 
     @property
@@ -163,12 +165,16 @@ def play(run: Run, state: RunState | None = None) -> RunState:
     Raises:
         QuorumError: if too few clients answer, again and again; the run can be resumed.
         StorageError: if the disk refuses; the run can be resumed.
+        StoppedError: if `run.stopping` says so; the run can be resumed.
         UnsupportedError: if method, models and tasks do not go together.
+        FedstillError: what a teacher that looks ahead finds wrong.
     """
     with one_thread():
         state = state or RunState(step=-1, tasks={})
         if state.step >= run.last:
             return state
+        if state.step < 0:
+            merging.look_ahead(run.teacher, run.scenario.algorithm, run.tasks)
         roster = _roster(run)
         for step in range(state.step + 1, run.last + 1):
             state = _advance(Turn(run, roster, state, step))
@@ -176,6 +182,8 @@ def play(run: Run, state: RunState | None = None) -> RunState:
             for tracker in run.trackers:
                 tracker.on_step(state.record)
             run.committed(state)
+            if step < run.last and run.stopping():
+                raise StoppedError(f"run {run.folder.name}", f"stopped after step {step} of {run.last}", "resume it")
         return state
 
 
@@ -186,7 +194,8 @@ def _roster(run: Run) -> Roster:
     roster = rosters.gather(run.grid, run.tasks, count=clients.count, least=least, deadline=deadline)
     rosters.check_tasks(roster, run.tasks)
     rosters.check_models(roster, run.scenario.algorithm, run.tasks)
-    run.folder.add(roster=roster.table(), labels={name: list(task.spec.classes) for name, task in run.tasks.items()})
+    labels = {name: list(task.spec.classes) for name, task in run.tasks.items()}
+    run.folder.add(roster=roster.table(), labels=labels, specs=spec_tables(run.tasks))
     return roster
 
 
@@ -212,9 +221,8 @@ def _advance(turn: Turn) -> RunState:
     tasks = {}
     for name, side in sides.items():
         knowledge = told.get(name)
-        measures[name] = measure(
-            run.tasks[name], side, consensus.get(name), with_model=_has_model(run) and _knows(turn, knowledge)
-        )
+        with_model = merging.keeps_model(run.scenario.algorithm, run.teacher) and _knows(turn, knowledge)
+        measures[name] = measure(run.tasks[name], side, consensus.get(name), with_model=with_model)
         weights = {key: value.clone() for key, value in side.model.state_dict().items()}
         own, heard = _remembered(turn, name, collected)
         recalled = _recalled(turn, name, collected, knowledge)
@@ -485,12 +493,6 @@ def _start(run: Run, sides: Mapping[str, Server]) -> dict[str, Personal]:
     silent = {name: side for name, side in sides.items() if told[name] is None}
     known = dict(run.teacher.start(silent)) if silent and method.exchange == "soft-labels" else {}
     return {name: one or Personal(known.get(name), {}) for name, one in told.items()}
-
-
-def _has_model(run: Run) -> bool:
-    method = run.scenario.algorithm
-    taught = method.exchange == "soft-labels" and run.teacher.has_model
-    return method.exchange in ("parameters", "data") or taught or teaches(method)
 
 
 def _knows(turn: Turn, told: Knowledge | None) -> bool:

@@ -13,10 +13,15 @@ from typer.core import TyperCommand
 
 from fedstill.common import __version__
 from fedstill.common.errors import ConfigError, FedstillError, RunFolderError
+from fedstill.simulations.commands import deploy, doctor, export, predict, run, split
+from fedstill.simulations.commands.serve import serve
 from fedstill.simulations.console import (
     INTERRUPTED,
     AsJson,
+    Changes,
     DataDir,
+    changed,
+    changes_of,
     complain,
     data_folder,
     find_run,
@@ -69,10 +74,7 @@ def simulate(
         str | None,
         typer.Argument(help="A name ('fedstill list scenarios') or a TOML file. [default: digits]"),
     ] = None,
-    changes: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the scenario; may be given many times."),
-    ] = None,
+    changes: Changes = None,
     engine: Annotated[
         Engine, typer.Option(help="Where clients work; Flower's own runtime is 'flwr run .'.")
     ] = Engine.LOCAL,
@@ -81,6 +83,10 @@ def simulate(
         Path | None, typer.Option(metavar="RUN", help="Go on with a run, from its last committed round.")
     ] = None,
     run_dir: Annotated[Path | None, typer.Option(help="The run folder. [default: a new one below runs/]")] = None,
+    sites: Annotated[
+        Path | None,
+        typer.Option(metavar="OUT", help="What 'fedstill split' wrote: every party reads its own files only."),
+    ] = None,
     data_dir: DataDir = None,
     as_json: AsJson = False,
 ) -> None:
@@ -88,11 +94,12 @@ def simulate(
     from fedstill.common.learning import one_thread
 
     one, folder, found = _prepared(scenario, changes or [], resume, run_dir, data_dir)
+    sites = _sites(folder, sites)
     console = make_console(stderr=as_json)
     console.print(f"{one.name}: {one.description or 'no description'}", highlight=False)
     try:
         with one_thread():
-            _play(one, folder, found, workers, console)
+            _play(one, folder, found, sites, workers, console)
     except KeyboardInterrupt:
         complain(f"interrupted; go on with: fedstill simulate --resume {folder.path}")
         raise typer.Exit(INTERRUPTED) from None
@@ -105,15 +112,34 @@ def simulate(
     _finish(folder, console, as_json=as_json)
 
 
-def _play(scenario: Scenario, folder: RunFolder, data_dir: Path | None, workers: int, console: Console) -> None:
+def _play(
+    scenario: Scenario, folder: RunFolder, data_dir: Path | None, sites: Path | None, workers: int, console: Console
+) -> None:
     from fedstill.simulations import run
     from fedstill.simulations.progress import Progress
 
     progress = Progress(console, last=scenario.rounds.count + 1)
     try:
-        run.simulate(scenario, folder, data_dir=data_dir, workers=workers, trackers=[progress], pulse=progress.pulse)
+        run.simulate(
+            scenario,
+            folder,
+            data_dir=data_dir,
+            sites=sites,
+            workers=workers,
+            trackers=[progress],
+            pulse=progress.pulse,
+        )
     finally:
         progress.close()
+
+
+def _sites(folder: RunFolder, named: Path | None) -> Path | None:
+    """What split wrote for the run: as named, or as the run's folder knows it."""
+    if named is not None:
+        folder.add(sites=str(named.resolve()))
+        return named
+    stored = folder.config().get("sites")
+    return Path(stored) if stored else None
 
 
 def _finish(folder: RunFolder, console: Console, *, as_json: bool) -> None:
@@ -136,13 +162,11 @@ def _finish(folder: RunFolder, console: Console, *, as_json: bool) -> None:
 def _prepared(
     name: str | None, changes: list[str], resume: Path | None, run_dir: Path | None, data_dir: Path | None
 ) -> tuple[Scenario, RunFolder, Path | None]:
-    from fedstill.common.scenario import parse
-    from fedstill.common.sources import override, read_table
     from fedstill.server.folder import fresh_path, new_folder, open_folder
 
     wanted = None
     if name is not None or resume is None:
-        wanted = parse(override(read_table(name or "digits"), _changes(changes)))
+        wanted = changed(name or "digits", changes)
     data_dir = data_folder(data_dir)
     if resume is not None:
         if run_dir is not None or (changes and wanted is None):
@@ -153,18 +177,6 @@ def _prepared(
     if wanted is None:
         raise ConfigError("no scenario", "expected a name or a file", "see 'fedstill list scenarios'")
     return wanted, new_folder(run_dir or fresh_path(wanted), wanted, data_dir=data_dir), data_dir
-
-
-def _changes(words: list[str]) -> dict[str, Any]:
-    from fedstill.common.sources import value_of
-
-    found = {}
-    for word in words:
-        key, separator, value = word.partition("=")
-        if not separator or not key:
-            raise ConfigError(f"--set {word}", "expected KEY=VALUE", "for example --set algorithm.temperature=2")
-        found[key.strip()] = value_of(value)
-    return found
 
 
 class Numbers(TyperCommand):
@@ -218,7 +230,7 @@ def compare(
             scenarios,
             methods=_words(methods),
             seeds=[_whole(word) for word in _words(seeds)],
-            changes=_changes(changes or []),
+            changes=changes_of(changes or []),
             workers=workers,
             folder=run_dir,
             data_dir=data_folder(data_dir),
@@ -294,26 +306,20 @@ def report(
     console.print(f"report  {path}", highlight=False, soft_wrap=True)
 
 
-@app.command(epilog="Example:  fedstill doctor --data-dir ~/data")
-def doctor(data_dir: DataDir = None, as_json: AsJson = False) -> None:
-    """Check this machine: versions, threads, data, Flower's settings, disk; say what is wrong and the cure."""
-    from rich.table import Table
+app.command(
+    epilog="Examples:  fedstill doctor --data-dir ~/data  ·  fedstill doctor --site client.toml --superlink HOST:PORT "
+    "--root-certificates ca.crt --key node.key"
+)(doctor.doctor)
+app.command(epilog="Example:  fedstill split heart parties --data-dir ~/data")(split.split)
 
-    from fedstill.simulations.doctor import examine
 
-    checks = examine(data_dir)
-    healthy = all(check.state != "wrong" for check in checks)
-    if as_json:
-        print_json({"healthy": healthy, "checks": [check.table() for check in checks]})
-    else:
-        colours = {"right": "green", "note": "yellow", "wrong": "red"}
-        table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
-        for check in checks:
-            cure = f"\n[dim]→ {check.cure}[/dim]" if check.cure else ""
-            table.add_row(f"[{colours[check.state]}]{check.state}[/]", check.what, check.found + cure)
-        make_console().print(table)
-    if not healthy:
-        raise typer.Exit(1)
+app.add_typer(deploy.app)
+app.command(epilog="Example:  fedstill node /etc/fedstill/node.toml")(deploy.node)
+app.command(epilog="Example:  fedstill run heart --federation DIR --data-dir ~/data --set rounds.count=3")(run.run)
+app.command(epilog="Example:  fedstill resume heart-20260101-120000-7 --federation DIR")(run.resume)
+app.command(epilog="Example:  fedstill serve runs/digits-20260101-120000-7 --client client-3 --port 8001")(serve)
+app.command(epilog=export.EXAMPLES)(export.export)
+app.command(epilog=predict.EXAMPLES)(predict.predict)
 
 
 @app.callback(invoke_without_command=True)

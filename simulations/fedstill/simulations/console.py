@@ -13,11 +13,17 @@ from fedstill.common.errors import ConfigError, RunFolderError, nearest
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from fedstill.common.scenario import Scenario
+
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells have it."""
 
 DataDir = Annotated[
     Path | None, typer.Option("--data-dir", envvar="FEDSTILL_DATA", help="Folder of data sets.", show_default=False)
+]
+Changes = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the scenario; may be given many times."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
 
@@ -37,6 +43,35 @@ def find_run(named: Path) -> Path:
     raise RunFolderError(
         f"run '{named}'", "expected a run folder, or the name of one below runs/", nearest(named.name, known)
     )
+
+
+def changes_of(words: list[str]) -> dict[str, Any]:
+    """What `--set KEY=VALUE` says: values by dotted key.
+
+    Raises:
+        ConfigError: for a word without "=".
+    """
+    from fedstill.common.sources import value_of
+
+    found = {}
+    for word in words:
+        key, separator, value = word.partition("=")
+        if not separator or not key:
+            raise ConfigError(f"--set {word}", "expected KEY=VALUE", "for example --set algorithm.temperature=2")
+        found[key.strip()] = value_of(value)
+    return found
+
+
+def changed(name: str, changes: list[str]) -> Scenario:
+    """A scenario by its name or file, with what --set changes.
+
+    Raises:
+        ConfigError: see `fedstill.common.scenario.parse`.
+    """
+    from fedstill.common.scenario import parse
+    from fedstill.common.sources import override, read_table
+
+    return parse(override(read_table(name), changes_of(changes)))
 
 
 def data_folder(data_dir: Path | None) -> Path | None:

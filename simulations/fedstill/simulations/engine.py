@@ -80,6 +80,7 @@ class LocalGrid(Grid):
         clients: number of nodes; a node's `partition-id` is its number.
         run_config: what clients read as `context.run_config`.
         node_config: added to every node's own.
+        node_configs: added to each node's own, in the order of their numbers; () for nothing.
         workers: processes; 1 runs all clients in this one.
 
     Raises:
@@ -94,6 +95,7 @@ class LocalGrid(Grid):
         clients: int,
         run_config: Mapping[str, Any] = {},
         node_config: Mapping[str, Any] = {},
+        node_configs: Sequence[Mapping[str, Any]] = (),
         workers: int = 1,
     ) -> None:
         if workers < 1:
@@ -109,11 +111,12 @@ class LocalGrid(Grid):
         self._run = Run.create_empty(run_id=1)
         # Flower's Message asks this for its sender; its own runtimes set it when they start a process.
         TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, SUPERLINK_NODE_ID, 1
+        own = node_configs or [{}] * clients
         contexts = {
             number + _FIRST_NODE: Context(
                 run_id=1,
                 node_id=number + _FIRST_NODE,
-                node_config={"partition-id": number, "num-partitions": clients, **node_config},
+                node_config={"partition-id": number, "num-partitions": clients, **node_config, **own[number]},
                 state=RecordDict(),
                 run_config=dict(run_config),
             )

@@ -12,10 +12,26 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from fedstill.common.errors import ConfigError, DataError
-from fedstill.common.task import find_task_folder
 
 GZIP = b"\x1f\x8b"
 XZ = b"\xfd7zXZ\x00"
+
+
+def find_task_folder(folder: Path | None, source: str) -> Path:
+    """Where a source lies: a folder of that name in the data folder, or the path itself.
+
+    Raises:
+        DataError: if neither is there.
+    """
+    path = Path(source)
+    candidates = [path] if path.is_absolute() or folder is None else [folder / source, path]
+    for candidate in candidates:
+        if candidate.exists():
+            return candidate
+    looked = " or ".join(str(candidate) for candidate in candidates)
+    raise DataError(
+        f"data '{source}'", f"expected it at {looked}", "name the folder of data with --data-dir or FEDSTILL_DATA"
+    )
 
 
 def read_content(path: Path) -> bytes:

@@ -20,12 +20,13 @@ from torch.nn.functional import pad
 from fedstill.common.data.archives import FileStore, archive_in, open_files
 from fedstill.common.data.bio import Span, tag_classes, tag_targets, tags_of
 from fedstill.common.data.classes import class_names, class_positions
-from fedstill.common.data.content import told_as_data_errors
-from fedstill.common.data.texts import parse_json, split_words, word_ids
+from fedstill.common.data.content import find_task_folder, told_as_data_errors
+from fedstill.common.data.texts import parse_json, word_ids
+from fedstill.common.data.words import split_words
 from fedstill.common.errors import DataError
 from fedstill.common.labels import Classes
 from fedstill.common.outputs import IGNORE
-from fedstill.common.task import Examples, TaskData, find_task_folder
+from fedstill.common.task import Examples, TaskData
 
 Part = Literal["intent", "slots", "both"]
 

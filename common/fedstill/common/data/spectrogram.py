@@ -1,4 +1,4 @@
-"""Log-mel spectrograms of recordings as bytes, and their standardisation with public statistics.
+"""Log-mel spectrograms of recordings as bytes, without torch.
 
 Mel scale and triangular filters as in HTK (Young et al. 2006, The HTK Book, section 5.4); levels are relative to the
 loudest one of a recording and cut far below it, as in Whisper (Radford et al. 2022, https://arxiv.org/abs/2212.04356,
@@ -12,16 +12,12 @@ import math
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-import torch
+from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
-from torch import Tensor
 
 from fedstill.common.data.audio import Recording
-from fedstill.common.data.scaling import moments
+from fedstill.common.data.preparation import PADDING
 from fedstill.common.errors import DataError
-
-PADDING = 0
-"""Byte of every band behind a recording's last frame; a band that is heard has at least 1."""
 
 RANGE = 60.0
 """Decibels below the loudest level of a recording at which levels are cut."""
@@ -34,7 +30,9 @@ _SILENCE = 1e-12
 _BATCH = 256
 
 
-def log_mel(recordings: Sequence[Recording], *, mels: int, window: float, hop: float, seconds: float) -> Tensor:
+def log_mel(
+    recordings: Sequence[Recording], *, mels: int, window: float, hop: float, seconds: float
+) -> NDArray[np.uint8]:
     """Log-mel spectrograms: (N, 1, mels, frames) bytes, quarter decibels from 15 to 255, `PADDING` behind the end.
 
     Args:
@@ -58,14 +56,16 @@ def log_mel(recordings: Sequence[Recording], *, mels: int, window: float, hop: f
     size, step = 2 * max(1, round(rate * window / 2000)), max(1, round(rate * hop / 1000))
     frames = 1 + max(0, math.ceil((round(rate * seconds) - size) / step))
     filters = mel_filters(mels, size=size, rate=rate)
-    lengths = torch.tensor([len(recording.samples) for recording in recordings])
-    last = ((lengths - size + step - 1) // step).clamp(min=0)
-    heard = torch.arange(frames) <= last[:, None]
-    levels = torch.cat([_decibels(batch, filters, step) for batch in _padded(recordings, size + (frames - 1) * step)])
+    lengths = np.array([len(recording.samples) for recording in recordings])
+    last = np.maximum((lengths - size + step - 1) // step, 0)
+    heard = np.arange(frames) <= last[:, None]
+    levels = np.concatenate(
+        [_decibels(batch, filters, step) for batch in _padded(recordings, size + (frames - 1) * step)]
+    )
     return _bytes(levels, heard[:, None])[:, None]
 
 
-def mel_filters(mels: int, *, size: int, rate: int) -> Tensor:
+def mel_filters(mels: int, *, size: int, rate: int) -> NDArray[np.float64]:
     """Triangles of height 1 over the frequencies of a Fourier transform: (mels, size // 2 + 1) float64.
 
     Band k rises from corner k to corner k + 1 and falls to corner k + 2; the corners divide 0 to rate / 2 evenly on the
@@ -80,11 +80,11 @@ def mel_filters(mels: int, *, size: int, rate: int) -> Tensor:
         DataError: if a band holds no frequency of the transform.
     """
     top = 2595 * math.log10(1 + rate / 2 / 700)
-    corners = 700 * (10 ** (torch.linspace(0, top, mels + 2, dtype=torch.float64) / 2595) - 1)
-    hertz = torch.arange(size // 2 + 1, dtype=torch.float64) * rate / size
+    corners = 700 * (10 ** (np.linspace(0, top, mels + 2) / 2595) - 1)
+    hertz = np.arange(size // 2 + 1, dtype=np.float64) * rate / size
     rise = (hertz - corners[:-2, None]) / (corners[1:-1] - corners[:-2])[:, None]
     fall = (corners[2:, None] - hertz) / (corners[2:] - corners[1:-1])[:, None]
-    filters = torch.minimum(rise, fall).clamp(min=0)
+    filters: NDArray[np.float64] = np.maximum(np.minimum(rise, fall), 0)
     if not bool(filters.sum(1).all()):
         raise DataError(
             f"{mels} bands from windows of {size} samples at {rate} Hz",
@@ -92,17 +92,6 @@ def mel_filters(mels: int, *, size: int, rate: int) -> Tensor:
             "lower 'mels' or raise 'window'",
         )
     return filters
-
-
-def standardise_spectrograms(inputs: Tensor, proxy: Tensor) -> Tensor:
-    """Spectrograms (N, 1, mels, frames) of bytes as float32; padding becomes 0.
-
-    Each band gets mean 0 and deviation 1 over what is heard in the proxy set.
-    """
-    bands = [band.numpy() for band in proxy[:, 0].unbind(1)]
-    pairs = [moments(band[band != PADDING]) for band in bands]
-    mean, deviation = (torch.tensor(part, dtype=torch.float32).view(1, 1, -1, 1) for part in zip(*pairs, strict=True))
-    return torch.sub(inputs, mean).div_(deviation).mul_(inputs != PADDING)
 
 
 def _padded(recordings: Sequence[Recording], length: int) -> Iterator[NDArray[np.float64]]:
@@ -115,18 +104,17 @@ def _padded(recordings: Sequence[Recording], length: int) -> Iterator[NDArray[np
         yield samples
 
 
-def _decibels(samples: NDArray[np.float64], filters: Tensor, step: int) -> Tensor:
-    """Levels of (N, samples): (N, mels, frames) float64; a sine of full scale has about 0 dB in its band."""
+def _decibels(samples: NDArray[np.float64], filters: NDArray[np.float64], step: int) -> NDArray[np.float64]:
+    """Levels of (N, samples): (N, mels, frames); a sine of full scale has about 0 dB in its band."""
     size = 2 * (filters.shape[1] - 1)
-    hann = torch.hann_window(size, dtype=torch.float64)
-    waves = torch.stft(
-        torch.from_numpy(samples), size, step, window=hann, center=False, onesided=True, return_complex=True
-    )
-    power = (waves.real.square() + waves.imag.square()) * (2 / hann.sum()) ** 2
-    return 10 * torch.log10(filters @ power + _SILENCE)
+    hann = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(size) / size)
+    waves = np.fft.rfft(sliding_window_view(samples, size, axis=1)[:, ::step] * hann)  # (N, frames, size // 2 + 1)
+    power = (waves.real**2 + waves.imag**2) * (2 / hann.sum()) ** 2
+    levels: NDArray[np.float64] = 10 * np.log10(power @ filters.T + _SILENCE)
+    return levels.swapaxes(1, 2)
 
 
-def _bytes(levels: Tensor, heard: Tensor) -> Tensor:
-    loudest = levels.masked_fill(~heard, -torch.inf).amax((1, 2), keepdim=True)
-    below = (loudest - levels).clamp(0, RANGE)
-    return (_LOUDEST - (_STEPS * below).round()).to(torch.uint8).masked_fill(~heard, PADDING)
+def _bytes(levels: NDArray[np.float64], heard: NDArray[np.bool_]) -> NDArray[np.uint8]:
+    loudest = np.where(heard, levels, -np.inf).max((1, 2), keepdims=True)
+    below = np.clip(loudest - levels, 0, RANGE)
+    return np.where(heard, _LOUDEST - (_STEPS * below).round(), PADDING).astype(np.uint8)

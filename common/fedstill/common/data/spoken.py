@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from fedstill.common.data.archives import archive_in, open_files
 from fedstill.common.data.audio import SUFFIXES, read_wav
+from fedstill.common.data.content import find_task_folder
 from fedstill.common.data.spectrogram import log_mel
 from fedstill.common.errors import ConfigError, DataError
-from fedstill.common.task import find_task_folder
 
 FSDD = r"(?P<word>[^/_]+)_(?P<speaker>[^/_]+)_(?P<take>\d+)$"
 """Names of the Free Spoken Digit Dataset: 7_jackson_32.wav."""
@@ -28,12 +29,14 @@ class Spoken:
     Attributes:
         spectra: (N, 1, mels, frames) bytes; see `log_mel`.
         words, speakers, takes: of each recording.
+        rate: samples a second, of all of them.
     """
 
     spectra: Tensor
     words: tuple[str, ...]
     speakers: tuple[str, ...]
     takes: tuple[int, ...]
+    rate: int
 
 
 @lru_cache(maxsize=2)
@@ -56,9 +59,8 @@ def read_spoken(
         told = [_told(name, pattern, place) for name in store.names]
         recordings = [read_wav(store.read(name), f"{place}: {name}") for name in store.names]
     words, speakers, takes = zip(*told, strict=True)
-    return Spoken(
-        log_mel(recordings, mels=mels, window=window, hop=hop, seconds=seconds), words, speakers, tuple(map(int, takes))
-    )
+    spectra = torch.from_numpy(log_mel(recordings, mels=mels, window=window, hop=hop, seconds=seconds))
+    return Spoken(spectra, words, speakers, tuple(map(int, takes)), recordings[0].rate)
 
 
 def check_pattern(pattern: str) -> None:

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import json
-import re
-import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from fedstill.common.data.content import bare_name, part_of, read_text
 from fedstill.common.data.tables import Table, parse_csv
+from fedstill.common.data.words import split_words, word_numbers
 from fedstill.common.errors import DataError
 
 SUFFIXES = (".csv", ".tsv", ".json", ".jsonl")
@@ -22,33 +20,15 @@ SUFFIXES = (".csv", ".tsv", ".json", ".jsonl")
 LABEL_NAMES = ("label", "class", "intent", "category", "target", "topic", "sentiment")
 TEXT_NAMES = ("text", "sentence", "utterance", "title", "description", "content", "question", "review")
 
-_WORD = re.compile(r"\w+|[^\w\s]")
-
 
 def token_ids(texts: Sequence[str], *, vocabulary: int, length: int) -> Tensor:
-    """Words and marks of lower-cased texts as numbers: (N, length) int64.
-
-    A word's id is 1 + crc32 mod (vocabulary − 1), the same everywhere and without a word list to agree on; different
-    words may share one. 0 is padding; what exceeds `length` is cut.
-    """
+    """Words and marks of lower-cased texts as numbers, by the rule of `word_numbers`: (N, length) int64."""
     return word_ids([split_words(text) for text in texts], vocabulary=vocabulary, length=length)
 
 
-def split_words(text: str) -> list[str]:
-    """Words and marks of a text in lower case."""
-    return _WORD.findall(text.lower())
-
-
 def word_ids(rows: Sequence[Sequence[str]], *, vocabulary: int, length: int) -> Tensor:
-    """Words as numbers, by the rule of `token_ids`: (N, length) int64."""
-    ids = np.zeros((len(rows), length), dtype=np.int64)
-    known: dict[str, int] = {}
-    for row, words in enumerate(rows):
-        for place, word in enumerate(words[:length]):
-            if word not in known:
-                known[word] = 1 + zlib.crc32(word.encode()) % (vocabulary - 1)
-            ids[row, place] = known[word]
-    return torch.from_numpy(ids)
+    """Words as numbers, by the rule of `word_numbers`: (N, length) int64."""
+    return torch.from_numpy(word_numbers(rows, vocabulary=vocabulary, length=length))
 
 
 def read_texts(

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from fedstill.common import check
-from fedstill.common.data.content import bare_name, find_files, read_text, told_as_data_errors
+from fedstill.common.data.content import bare_name, find_files, find_task_folder, read_text, told_as_data_errors
 from fedstill.common.data.texts import SUFFIXES, read_texts, token_ids
+from fedstill.common.data.words import subword_numbers
 from fedstill.common.errors import DataError
-from fedstill.common.task import find_task_folder
 
 BYTES = 256
 """Letters of a byte-level alphabet: the least vocabulary of `train_bpe`."""
@@ -72,13 +72,7 @@ class Subwords:
 
     def ids(self, texts: Sequence[str], *, length: int) -> Tensor:
         """(N, length) int64; a tokenizer's marks of begin and end are set, and kept where a text is cut."""
-        self._tokenizer.enable_truncation(length)
-        ids = torch.zeros(len(texts), length, dtype=torch.int64)
-        # One by one: a batch starts threads, which a process that is forked later (Ray) would miss.
-        for row, text in enumerate(texts):
-            found = torch.tensor(self._tokenizer.encode(text).ids, dtype=torch.int64)
-            ids[row, : len(found)] = found + 1
-        return ids
+        return torch.from_numpy(subword_numbers(self._tokenizer, texts, length=length))
 
     def texts(self, ids: Tensor) -> list[str]:
         """The texts of rows of ids (N, length) without padding and marks of begin and end."""

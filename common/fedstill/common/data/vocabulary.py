@@ -8,12 +8,9 @@ task's label space; what only reads text takes `tokenizer.py`.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
-
-import torch
-from torch import Tensor
 
 from fedstill.common.errors import DataError
 from fedstill.common.labels import Classes
@@ -66,15 +63,6 @@ def learn_vocabulary(texts: Iterable[str], size: int) -> Vocabulary:
         raise DataError(f"{len(by_id)} letters and marks", f"expected at most vocabulary={size}", "raise it")
     digest = hashlib.sha256(tokenizer.to_str().encode()).hexdigest()
     return Vocabulary(tuple(token for token, _ in by_id), digest, tokenizer)
-
-
-def padded(ids: Sequence[Sequence[int]], length: int) -> Tensor:
-    """Token ids cut or filled with 0 to one length: (N, length) int64."""
-    rows = torch.zeros(len(ids), length, dtype=torch.int64)
-    for row, tokens in zip(rows, ids, strict=True):
-        kept = tokens[:length]
-        row[: len(kept)] = torch.tensor(kept, dtype=torch.int64)
-    return rows
 
 
 def text_of(ids: Iterable[int], tokens: Classes) -> str:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import max_pool2d, relu
 
-from fedstill.common.network import Network
+from fedstill.common.network import Network, exporting
 from fedstill.common.task import TaskSpec
 
 _LAYERS = {"small": ((12, 24, 32), 48), "medium": ((24, 48, 64), 96), "large": ((48, 96, 256), 768)}
@@ -66,7 +66,7 @@ class _Body(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         heard = (inputs != 0).any(2, keepdim=True)  # (N, 1, 1, frames)
-        longest = int((heard.any(0).flatten().nonzero()[-1:] + 1).sum()) or 1
+        longest = inputs.shape[3] if exporting() else _longest(heard)
         states, mask = inputs[..., :longest], heard[..., :longest].to(inputs.dtype)
         for convolution, norm in zip(self.convolutions, self.norms, strict=True):
             # Outputs of relu are 0 at least: a maximum with a frame of padding is the other frame's.
@@ -75,6 +75,11 @@ class _Body(nn.Module):
         there = mask.flatten(1, 2)  # (N, 1, frames)
         units = relu(self.frames(states.flatten(1, 2))) * there
         return torch.cat([units.sum(2) / there.sum(2).clamp_min(1), units.amax(2)], 1)
+
+
+def _longest(heard: Tensor) -> int:
+    """Frames of the longest recording of a batch, of a (N, 1, 1, frames) mask; 1 at least."""
+    return int((heard.any(0).flatten().nonzero()[-1:] + 1).sum()) or 1
 
 
 class _HeardNorm(nn.Module):

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad, scaled_dot_product_attention
 
 from fedstill.common.models._heads import TEXT_OUTPUTS, text_head
-from fedstill.common.network import Network, mean_state
+from fedstill.common.network import Network, exporting, mean_state
 from fedstill.common.task import TaskSpec
 
 _LAYERS = {"small": (1, 64, 4), "large": (3, 128, 4)}
@@ -63,8 +63,7 @@ class _Encoder(nn.Module):
         length = tokens.shape[-1]
         flat = tokens.flatten(0, -2)
         # Columns that are padding in the whole batch would cost as much as words do.
-        filled = (flat != 0).any(0).nonzero()
-        used = int(filled[-1]) + 1 if len(filled) else 1
+        used = length if exporting() else _used(flat)
         flat = flat[:, :used]
         words = (flat != 0).unsqueeze(-1)
         states = self.embedding(flat)
@@ -74,6 +73,12 @@ class _Encoder(nn.Module):
             states = layer(states, blocked)
         states = pad(self.norm(states) * words, (0, 0, 0, length - used))
         return states.reshape(*tokens.shape, -1)
+
+
+def _used(tokens: Tensor) -> int:
+    """Columns up to the last one of (N, L) that is not padding in the whole batch; 1 at least."""
+    filled = (tokens != 0).any(0).nonzero()
+    return int(filled[-1]) + 1 if len(filled) else 1
 
 
 class _Layer(nn.Module):

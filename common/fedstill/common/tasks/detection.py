@@ -17,15 +17,18 @@ from fedstill.common import check
 from fedstill.common.data.archives import FileStore, archive_in, open_files
 from fedstill.common.data.boxes import STRIDE, centre_maps, found_boxes, true_boxes
 from fedstill.common.data.classes import check_share, class_names, class_positions, set_aside
-from fedstill.common.data.content import told_as_data_errors
+from fedstill.common.data.content import find_task_folder, told_as_data_errors
 from fedstill.common.data.images import decode
+from fedstill.common.data.preparation import Channels
+from fedstill.common.data.readers import MODES, ImageFiles
 from fedstill.common.data.scaling import standardise_images
 from fedstill.common.data.voc import SUFFIXES, Photograph, read_photographs
 from fedstill.common.detection_metrics import average_precision
 from fedstill.common.errors import ConfigError, DataError
 from fedstill.common.labels import Classes, label_space
 from fedstill.common.outputs.dense import GEOMETRY
-from fedstill.common.task import Examples, TaskData, find_task_folder
+from fedstill.common.task import Examples, TaskData
+from fedstill.common.usage import Usage
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +79,11 @@ class DetectionTask:
     def prepare(self, inputs: Tensor, proxy: Tensor) -> Tensor:
         """Standardise each channel with the proxy set's mean and deviation."""
         return standardise_images(inputs, proxy)
+
+    def usage(self, folder: Path | None, proxy: Tensor) -> Usage:
+        """Image files of any size."""
+        channels, height, width = proxy.shape[1:]
+        return Usage(Channels.of(proxy.numpy()), ImageFiles(height, width, MODES[channels]))
 
     def measure(self, logits: Tensor, targets: Tensor, classes: Classes) -> dict[str, float]:
         """Mean average precision at an overlap of one half, and each class's own."""

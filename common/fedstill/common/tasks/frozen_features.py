@@ -17,13 +17,15 @@ from torch import Tensor
 
 from fedstill.common.data.archives import FileStore, open_files
 from fedstill.common.data.classes import check_share, set_aside
-from fedstill.common.data.content import told_as_data_errors
+from fedstill.common.data.content import find_task_folder, told_as_data_errors
+from fedstill.common.data.preparation import Columns
 from fedstill.common.data.scaling import standardise_rows
 from fedstill.common.errors import DataError, KnowledgeError
 from fedstill.common.labels import Classes, label_space
 from fedstill.common.metrics import accuracy, macro_f1
 from fedstill.common.npy import read_array
-from fedstill.common.task import Examples, TaskData, find_task_folder
+from fedstill.common.task import Examples, TaskData
+from fedstill.common.usage import Usage
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +57,10 @@ class FrozenFeaturesTask:
     def prepare(self, inputs: Tensor, proxy: Tensor) -> Tensor:
         """Standardise each feature with the proxy set's mean and deviation."""
         return standardise_rows(inputs, proxy)
+
+    def usage(self, folder: Path | None, proxy: Tensor) -> Usage:
+        """Arrays of features alone: the network that made them is not here."""
+        return Usage(Columns.of(proxy.numpy()))
 
     def measure(self, logits: Tensor, targets: Tensor, classes: Classes) -> dict[str, float]:
         """Accuracy and macro-F1."""

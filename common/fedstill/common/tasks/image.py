@@ -17,15 +17,18 @@ from torch import Tensor
 from fedstill.common import check
 from fedstill.common.data.archives import ARCHIVES, FileStore, archive_in
 from fedstill.common.data.classes import check_share, class_names, class_positions, merged, set_aside
-from fedstill.common.data.content import part_of, read_text, told_as_data_errors
+from fedstill.common.data.content import find_task_folder, part_of, read_text, told_as_data_errors
 from fedstill.common.data.idx import dimensions, read_idx
 from fedstill.common.data.images import decode, open_images
+from fedstill.common.data.preparation import Channels
+from fedstill.common.data.readers import MODES, ImageFiles
 from fedstill.common.data.scaling import standardise_images
 from fedstill.common.errors import DataError
 from fedstill.common.labels import Classes, label_space
 from fedstill.common.metrics import accuracy
 from fedstill.common.seeding import numpy_rng
-from fedstill.common.task import Examples, TaskData, find_task_folder
+from fedstill.common.task import Examples, TaskData
+from fedstill.common.usage import Usage
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +77,14 @@ class ImageTask:
     def prepare(self, inputs: Tensor, proxy: Tensor) -> Tensor:
         """Standardise each channel with the proxy set's mean and deviation."""
         return standardise_images(inputs, proxy)
+
+    def usage(self, folder: Path | None, proxy: Tensor) -> Usage:
+        """Image files, unless the images are scikit-learn's digits, whose brightness goes to 16 only."""
+        channels, height, width = proxy.shape[1:]
+        reader = None
+        if self.source != "digits" and channels in MODES:
+            reader = ImageFiles(height, width, MODES[channels], resize=self.side > 0, negative=self.negative)
+        return Usage(Channels.of(proxy.numpy()), reader)
 
     def measure(self, logits: Tensor, targets: Tensor, classes: Classes) -> dict[str, float]:
         """Accuracy."""

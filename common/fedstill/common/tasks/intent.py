@@ -9,10 +9,13 @@ from typing import ClassVar
 from torch import Tensor
 
 from fedstill.common import check
+from fedstill.common.data.preparation import AsRead
+from fedstill.common.data.readers import TextLines
 from fedstill.common.data.snips import load_commands
 from fedstill.common.labels import Classes
 from fedstill.common.metrics import accuracy, macro_f1
 from fedstill.common.task import TaskData
+from fedstill.common.usage import Usage
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +47,10 @@ class IntentTask:
     def prepare(self, inputs: Tensor, proxy: Tensor) -> Tensor:
         """Token ids are ready as they are."""
         return inputs
+
+    def usage(self, folder: Path | None, proxy: Tensor) -> Usage:
+        """Lines of text, a command each."""
+        return Usage(AsRead(), TextLines(self.vocabulary, self.length, mark=True))
 
     def measure(self, logits: Tensor, targets: Tensor, classes: Classes) -> dict[str, float]:
         """Accuracy and macro-F1."""

@@ -14,12 +14,15 @@ from torch import Tensor
 
 from fedstill.common import check
 from fedstill.common.data.bio import is_tag, tag_rows
+from fedstill.common.data.preparation import AsRead
+from fedstill.common.data.readers import TextLines
 from fedstill.common.data.snips import load_commands
 from fedstill.common.labels import Classes
 from fedstill.common.metrics import accuracy
 from fedstill.common.outputs import IGNORE
 from fedstill.common.tagging_metrics import entity_f1
 from fedstill.common.task import TaskData
+from fedstill.common.usage import Usage
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +57,11 @@ class IntentSlotsTask:
     def prepare(self, inputs: Tensor, proxy: Tensor) -> Tensor:
         """Token ids are ready as they are."""
         return inputs
+
+    def usage(self, folder: Path | None, proxy: Tensor) -> Usage:
+        """Lines of text, a command each; position 0 answers the intent."""
+        intents = [name for name in self.load(folder).classes if not is_tag(name)]
+        return Usage(AsRead(), TextLines(self.vocabulary, self.length, mark=True), lead=len(intents))
 
     def measure(self, logits: Tensor, targets: Tensor, classes: Classes) -> dict[str, float]:
         """F1 of whole slots, accuracy of intents, and share of commands of which both are right (frame-accuracy)."""

@@ -18,13 +18,17 @@ from fedstill.common import check
 from fedstill.common.data.archives import FileStore, open_files
 from fedstill.common.data.bio import tag_classes
 from fedstill.common.data.classes import check_share, set_aside
-from fedstill.common.data.content import told_as_data_errors
-from fedstill.common.data.texts import split_words, word_ids
+from fedstill.common.data.content import find_task_folder, told_as_data_errors
+from fedstill.common.data.preparation import AsRead
+from fedstill.common.data.readers import TextLines
+from fedstill.common.data.texts import word_ids
+from fedstill.common.data.words import split_words
 from fedstill.common.errors import DataError
 from fedstill.common.labels import Classes
 from fedstill.common.outputs import IGNORE
 from fedstill.common.tagging_metrics import phrase_f1, token_f1
-from fedstill.common.task import Examples, TaskData, find_task_folder
+from fedstill.common.task import Examples, TaskData
+from fedstill.common.usage import Usage
 
 CLASSES = tag_classes(["keyword"])
 
@@ -68,6 +72,10 @@ class KeywordsTask:
     def prepare(self, inputs: Tensor, proxy: Tensor) -> Tensor:
         """Token ids are ready as they are."""
         return inputs
+
+    def usage(self, folder: Path | None, proxy: Tensor) -> Usage:
+        """Lines of text."""
+        return Usage(AsRead(), TextLines(self.vocabulary, self.length))
 
     def measure(self, logits: Tensor, targets: Tensor, classes: Classes) -> dict[str, float]:
         """F1 of a document's five most probable phrases (f1-at-5), then of tags other than O (token-f1)."""

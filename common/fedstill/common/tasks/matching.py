@@ -16,12 +16,15 @@ from torch import Tensor
 from fedstill.common import check
 from fedstill.common.data.classes import check_share, set_aside
 from fedstill.common.data.content import bare_name, check_encoding, find_files, part_of, told_as_data_errors
+from fedstill.common.data.preparation import AsRead
+from fedstill.common.data.readers import TextLines
 from fedstill.common.data.tables import Column, Table, joined, read_csv
 from fedstill.common.data.texts import token_ids
 from fedstill.common.errors import ConfigError, DataError
 from fedstill.common.labels import Classes
 from fedstill.common.ranking_metrics import pearson, spearman
 from fedstill.common.task import Examples, TaskData
+from fedstill.common.usage import Usage
 
 SUFFIXES = (".tsv", ".csv")
 
@@ -79,6 +82,11 @@ class MatchingTask:
     def prepare(self, inputs: Tensor, proxy: Tensor) -> Tensor:
         """Token ids are ready as they are."""
         return inputs
+
+    def usage(self, folder: Path | None, proxy: Tensor) -> Usage:
+        """Lines of two texts with a tab between."""
+        told = TextLines(self.vocabulary, self.length, texts=2, encoding=self.encoding)
+        return Usage(AsRead(), told, scale=(self.lowest, self.highest))
 
     def measure(self, logits: Tensor, targets: Tensor, classes: Classes) -> dict[str, float]:
         """Spearman's rank correlation and Pearson's."""

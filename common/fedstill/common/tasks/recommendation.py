@@ -17,13 +17,16 @@ from torch import Tensor
 
 from fedstill.common import check
 from fedstill.common.data.classes import check_share, set_aside
-from fedstill.common.data.content import told_as_data_errors
+from fedstill.common.data.content import find_task_folder, told_as_data_errors
+from fedstill.common.data.preparation import Shares
+from fedstill.common.data.scaling import prepared
 from fedstill.common.data.tables import read_csv
 from fedstill.common.errors import ConfigError, DataError
 from fedstill.common.labels import Classes
 from fedstill.common.ranking_metrics import hit_rate, ndcg
 from fedstill.common.seeding import numpy_rng
-from fedstill.common.task import Examples, TaskData, find_task_folder
+from fedstill.common.task import Examples, TaskData
+from fedstill.common.usage import Usage
 
 _LOWEST = 0.5
 """Rating; 0 stands for none."""
@@ -74,7 +77,11 @@ class RecommendationTask:
 
     def prepare(self, inputs: Tensor, proxy: Tensor) -> Tensor:
         """Ratings as shares of the highest."""
-        return inputs / self.highest
+        return prepared(Shares(self.highest), inputs)
+
+    def usage(self, folder: Path | None, proxy: Tensor) -> Usage:
+        """Arrays of ratings; what a user has rated is not recommended."""
+        return Usage(Shares(self.highest), new_only=True)
 
     def measure(self, logits: Tensor, targets: Tensor, classes: Classes) -> dict[str, float]:
         """NDCG of ten recommendations, and the share of users who like one of them."""

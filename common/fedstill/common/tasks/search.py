@@ -22,6 +22,8 @@ from torch import Tensor
 
 from fedstill.common import check
 from fedstill.common.data.content import check_encoding, find_files, told_as_data_errors
+from fedstill.common.data.preparation import AsRead
+from fedstill.common.data.readers import TextLines
 from fedstill.common.data.texts import token_ids
 from fedstill.common.data.trec import Collection, Document, read_trec
 from fedstill.common.errors import ConfigError, DataError
@@ -29,6 +31,7 @@ from fedstill.common.labels import Classes
 from fedstill.common.ranking_metrics import ndcg, reciprocal_rank
 from fedstill.common.seeding import numpy_rng
 from fedstill.common.task import Examples, TaskData
+from fedstill.common.usage import Usage
 
 SUFFIXES = (".xml", ".trec", ".sgml", ".txt")
 
@@ -81,6 +84,11 @@ class SearchTask:
     def prepare(self, inputs: Tensor, proxy: Tensor) -> Tensor:
         """Token ids are ready as they are."""
         return inputs
+
+    def usage(self, folder: Path | None, proxy: Tensor) -> Usage:
+        """Lines of a query and its candidates with tabs between."""
+        told = TextLines(self.vocabulary, self.length, texts=1 + self.candidates, encoding=self.encoding)
+        return Usage(AsRead(), told)
 
     def measure(self, logits: Tensor, targets: Tensor, classes: Classes) -> dict[str, float]:
         """NDCG of the ten best candidates, and the mean reciprocal rank."""

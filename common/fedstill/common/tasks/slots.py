@@ -10,10 +10,13 @@ from torch import Tensor
 
 from fedstill.common import check
 from fedstill.common.data.bio import tag_rows
+from fedstill.common.data.preparation import AsRead
+from fedstill.common.data.readers import TextLines
 from fedstill.common.data.snips import load_commands
 from fedstill.common.labels import Classes
 from fedstill.common.tagging_metrics import entity_f1, token_f1
 from fedstill.common.task import TaskData
+from fedstill.common.usage import Usage
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +48,10 @@ class SlotsTask:
     def prepare(self, inputs: Tensor, proxy: Tensor) -> Tensor:
         """Token ids are ready as they are."""
         return inputs
+
+    def usage(self, folder: Path | None, proxy: Tensor) -> Usage:
+        """Lines of text, a command each; position 0 has no tag."""
+        return Usage(AsRead(), TextLines(self.vocabulary, self.length, mark=True), lead=0)
 
     def measure(self, logits: Tensor, targets: Tensor, classes: Classes) -> dict[str, float]:
         """F1 of whole slots (slot-f1), then of tags other than O (token-f1)."""

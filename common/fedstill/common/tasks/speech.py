@@ -13,12 +13,15 @@ from torch import Tensor
 from fedstill.common import check
 from fedstill.common.data.classes import check_share, class_names, class_positions, set_aside
 from fedstill.common.data.content import told_as_data_errors
-from fedstill.common.data.spectrogram import standardise_spectrograms
+from fedstill.common.data.preparation import Bands
+from fedstill.common.data.readers import WaveFiles
+from fedstill.common.data.scaling import standardise_spectrograms
 from fedstill.common.data.spoken import FSDD, Spoken, check_pattern, read_spoken
 from fedstill.common.errors import DataError, nearest
 from fedstill.common.labels import Classes, label_space
 from fedstill.common.metrics import accuracy, macro_f1
 from fedstill.common.task import Examples, TaskData
+from fedstill.common.usage import Usage
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +74,12 @@ class SpeechTask:
     def prepare(self, inputs: Tensor, proxy: Tensor) -> Tensor:
         """Standardise each band with the proxy set's mean and deviation; padding becomes 0."""
         return standardise_spectrograms(inputs, proxy)
+
+    def usage(self, folder: Path | None, proxy: Tensor) -> Usage:
+        """WAV files."""
+        rate = recordings(self, folder).rate
+        reader = WaveFiles(rate, mels=self.mels, window=self.window, hop=self.hop, seconds=self.seconds)
+        return Usage(Bands.of(proxy.numpy()), reader)
 
     def measure(self, logits: Tensor, targets: Tensor, classes: Classes) -> dict[str, float]:
         """Accuracy and macro-F1."""

@@ -6,20 +6,23 @@ import math
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from fedstill.common.data.classes import check_share, class_names, class_positions, set_aside
 from fedstill.common.data.content import bare_name, check_encoding, find_files, told_as_data_errors
+from fedstill.common.data.preparation import Columns
+from fedstill.common.data.readers import TableFiles
 from fedstill.common.data.scaling import standardise_rows
 from fedstill.common.data.tables import Column, Table, joined, read_csv
-from fedstill.common.errors import ConfigError, DataError
+from fedstill.common.errors import ConfigError, DataError, nearest
 from fedstill.common.labels import Classes, label_space
 from fedstill.common.metrics import accuracy, macro_f1
 from fedstill.common.ranking_metrics import auc
 from fedstill.common.task import Examples, TaskData
+from fedstill.common.usage import Usage
 
 SUFFIXES = (".csv", ".tsv", ".data")
 BUNDLED = ("breast-cancer", "wine")
@@ -86,9 +89,23 @@ class TabularTask:
         """Read the rows as float64 (N, features), NaN for what is missing; kept for the next call in this process."""
         return _load(self, folder)
 
+    def load_columns(self, folder: Path | None, columns: tuple[str, ...]) -> TaskData:
+        """Read the rows in the columns of another table: a number as "age", a word of a column as "colour=red"."""
+        return _load(self, folder, columns)
+
     def prepare(self, inputs: Tensor, proxy: Tensor) -> Tensor:
         """Fill gaps and standardise columns with the proxy set's means and deviations."""
         return standardise_rows(inputs, proxy)
+
+    def usage(self, folder: Path | None, proxy: Tensor) -> Usage:
+        """CSV files with the columns of the data set, or those of its features; arrays where the set is not at hand."""
+        try:
+            with told_as_data_errors(self.source):
+                reader = _reader(self, folder)
+        except DataError:
+            # A site has the public samples of a pack, and need not have the data set that they were taken from.
+            reader = None
+        return Usage(Columns.of(proxy.numpy()), reader)
 
     def measure(self, logits: Tensor, targets: Tensor, classes: Classes) -> dict[str, float]:
         """Accuracy, macro-F1 and the area under the ROC curve, the main one first."""
@@ -101,30 +118,37 @@ class TabularTask:
 
 
 @lru_cache(maxsize=2)
-def _load(task: TabularTask, folder: Path | None) -> TaskData:
+def _load(task: TabularTask, folder: Path | None, wanted: tuple[str, ...] = ()) -> TaskData:
     with told_as_data_errors(task.source):
         if task.source in BUNDLED:
-            pool, classes = _bundled(task)
+            pool, classes, columns = _bundled(task)
         else:
             tables, owners = _tables(task, folder, task.source)
             test_tables, _ = _tables(task, folder, task.test_source) if task.test_source else ([], ())
             table = joined([*tables, *test_tables])
             count = sum(len(part.rows) for part in tables)
             targets, classes = _targets(task, table)
-            everything = Examples(_features(task, table), targets)
+            features = _wanted(task, table, wanted) if wanted else _features(task, table)
+            columns, inputs = _inputs(task, table, features)
+            everything = Examples(inputs, targets)
             pool = Examples(everything.inputs[:count], targets[:count], _owners(task, table, owners)[:count])
             if test_tables:
-                return TaskData(pool, classes, everything.take(range(count, len(everything))))
+                return TaskData(pool, classes, everything.take(range(count, len(everything))), columns=columns)
     pool, test = set_aside(pool, task.test_share)
-    return TaskData(pool, classes, test)
+    return TaskData(pool, classes, test, columns=columns)
 
 
-def _bundled(task: TabularTask) -> tuple[Examples, Classes]:
+def _bundled(task: TabularTask) -> tuple[Examples, Classes, tuple[str, ...]]:
+    bunch = _bunch(task)
+    rows, targets = torch.from_numpy(bunch.data), torch.from_numpy(bunch.target.astype("int64"))
+    classes = label_space(task.classes or map(str, bunch.target_names))
+    return Examples(rows, targets), classes, tuple(map(str, bunch.feature_names))
+
+
+def _bunch(task: TabularTask) -> Any:
     from sklearn.datasets import load_breast_cancer, load_wine
 
-    bunch = load_wine() if task.source == "wine" else load_breast_cancer()
-    rows, targets = torch.from_numpy(bunch.data), torch.from_numpy(bunch.target.astype("int64"))
-    return Examples(rows, targets), label_space(task.classes or map(str, bunch.target_names))
+    return load_wine() if task.source == "wine" else load_breast_cancer()
 
 
 def _tables(task: TabularTask, folder: Path | None, source: str) -> tuple[list[Table], tuple[str, ...]]:
@@ -156,26 +180,38 @@ def _targets(task: TabularTask, table: Table) -> tuple[Tensor, Classes]:
     return torch.tensor([int(number > task.positive_above) for number in numbers]), task.classes or ("no", "yes")
 
 
-def _features(task: TabularTask, table: Table) -> Tensor:
+@dataclass(frozen=True, slots=True)
+class _Feature:
+    """A column that is read as numbers or, word by word, as 0-1 columns.
+
+    Attributes:
+        place: of the column in its table.
+        words: one input for each of them; None for a column of numbers.
+    """
+
+    place: int
+    words: tuple[str, ...] | None = None
+
+
+def _features(task: TabularTask, table: Table) -> list[_Feature]:
+    """Every column that is neither the target, nor the owner, nor left out."""
     left_out = {table.number(column) for column in (task.target, *task.ignore)}
     if task.owner not in ("", "file"):
         left_out.add(table.number(task.owner))
-    kinds = {table.number(column) for column in task.categorical}
-    columns: list[Tensor] = []
-    for place in range(len(table.columns)):
-        if place not in left_out:
-            columns += _encoded(task, table, place, words=place in kinds)
-    if not columns:
+    found = [
+        _Feature(place, _words(task, table, place)) for place in range(len(table.columns)) if place not in left_out
+    ]
+    if all(feature.words == () for feature in found):
         raise DataError(f"{table.where}", "expected a column beside the target", "set the task's 'delimiter'")
-    return torch.stack(columns, 1)
+    return found
 
 
-def _encoded(task: TabularTask, table: Table, place: int, *, words: bool) -> list[Tensor]:
-    """A column of numbers as it is, or one 0-1 column for each word; a missing word is 0 in all of them."""
-    cells = ["" if _is_missing(task, row[place]) else row[place] for row in table.rows]
-    if not words and any(_is_number(cell) for cell in cells if cell):
-        numbers = [_number(table, row, place, cell) if cell else math.nan for row, cell in enumerate(cells)]
-        return [torch.tensor(numbers, dtype=torch.float64)]
+def _words(task: TabularTask, table: Table, place: int) -> tuple[str, ...] | None:
+    """The different words of a column; None for one of numbers."""
+    cells = _cells(task, table, place)
+    kinds = {table.number(column) for column in task.categorical}
+    if place not in kinds and any(_is_number(cell) for cell in cells if cell):
+        return None
     known = sorted({cell for cell in cells if cell})
     if len(known) > _MOST_WORDS:
         raise DataError(
@@ -183,7 +219,88 @@ def _encoded(task: TabularTask, table: Table, place: int, *, words: bool) -> lis
             f"expected at most {_MOST_WORDS}",
             "name it in the task's 'ignore'",
         )
-    return [torch.tensor([cell == word for cell in cells], dtype=torch.float64) for word in known]
+    return tuple(known)
+
+
+def _wanted(task: TabularTask, table: Table, inputs: tuple[str, ...]) -> list[_Feature]:
+    """The columns of another table's inputs; a word that this table does not have is 0 in every row."""
+    found: list[_Feature] = []
+    for name in inputs:
+        column, word = _named(table, name)
+        place = table.columns.index(column)
+        if word is None:
+            found.append(_Feature(place))
+        elif found and found[-1].place == place and found[-1].words is not None:
+            found[-1] = _Feature(place, (*found[-1].words, word))
+        else:
+            found.append(_Feature(place, (word,)))
+    known: dict[int, set[str]] = {}
+    for feature in found:
+        known.setdefault(feature.place, set()).update(feature.words or ())
+    for place, words in known.items():
+        cells = [cell for cell in _cells(task, table, place) if cell]
+        if words and cells and words.isdisjoint(cells):
+            raise DataError(
+                f"{table.where}: column '{table.columns[place]}' with '{cells[0]}'",
+                f"expected the words of the public samples, such as '{min(words)}'",
+                "write them alike, or name what stands for unknown in the task's 'missing'",
+            )
+    return found
+
+
+def _named(table: Table, feature: str) -> tuple[str, str | None]:
+    """The column that an input was made of, and its word if it is one of words."""
+    if feature in table.columns:
+        return feature, None
+    owners = [column for column in table.columns if feature.startswith(f"{column}=")]
+    if not owners:
+        raise DataError(
+            f"{table.where} without a column for '{feature}'",
+            "expected the columns of the public samples",
+            nearest(feature.partition("=")[0], table.columns),
+        )
+    column = max(owners, key=len)
+    return column, feature.removeprefix(f"{column}=")
+
+
+def _inputs(task: TabularTask, table: Table, features: list[_Feature]) -> tuple[tuple[str, ...], Tensor]:
+    """Names of the inputs ("age", "colour=red"), and (N, inputs); a missing word is 0 in all of its column's."""
+    found: list[tuple[str, Tensor]] = []
+    for feature in features:
+        name, cells = table.columns[feature.place], _cells(task, table, feature.place)
+        if feature.words is None:
+            numbers = [_number(table, row, feature.place, cell) if cell else math.nan for row, cell in enumerate(cells)]
+            found.append((name, torch.tensor(numbers, dtype=torch.float64)))
+            continue
+        for word in feature.words:
+            flags = torch.tensor([cell == word for cell in cells], dtype=torch.float64)
+            found.append((f"{name}={word}", flags))
+    return tuple(name for name, _ in found), torch.stack([values for _, values in found], 1)
+
+
+def _reader(task: TabularTask, folder: Path | None) -> TableFiles:
+    if task.source in BUNDLED:
+        names = tuple(map(str, _bunch(task).feature_names))
+        return TableFiles(names, tuple(range(len(names))), (None,) * len(names), len(names))
+    sources = [source for source in (task.source, task.test_source) if source]
+    table = joined([one for source in sources for one in _tables(task, folder, source)[0]])
+    features = _features(task, table)
+    return TableFiles(
+        tuple(table.columns[feature.place] for feature in features),
+        tuple(feature.place for feature in features),
+        tuple(feature.words for feature in features),
+        len(table.columns),
+        header=task.header,
+        delimiter=task.delimiter,
+        encoding=task.encoding,
+        comment=task.comment,
+        missing=task.missing,
+    )
+
+
+def _cells(task: TabularTask, table: Table, place: int) -> list[str]:
+    """The cells of a column, "" for a missing one."""
+    return ["" if _is_missing(task, row[place]) else row[place] for row in table.rows]
 
 
 def _is_missing(task: TabularTask, cell: str) -> bool:

@@ -6,7 +6,6 @@ https://aclanthology.org/W17-4418 (WNUT17).
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -26,11 +25,16 @@ from fedstill.common.data.content import (
     read_text,
     told_as_data_errors,
 )
+from fedstill.common.data.preparation import SeldomWords
+from fedstill.common.data.readers import WordLines
+from fedstill.common.data.scaling import prepared
 from fedstill.common.data.texts import word_ids
+from fedstill.common.data.words import shape_of
 from fedstill.common.errors import DataError
 from fedstill.common.labels import Classes
 from fedstill.common.tagging_metrics import entity_f1, token_f1
 from fedstill.common.task import Examples, TaskData
+from fedstill.common.usage import Usage
 
 SUFFIXES = (".conll", ".annotated", ".bio", ".iob", ".iob2", ".tsv")
 
@@ -82,9 +86,12 @@ class TaggingTask:
 
     def prepare(self, inputs: Tensor, proxy: Tensor) -> Tensor:
         """One id for each word, (N, length): of the word itself, or of its shape if the proxy set has it seldom."""
-        words, shapes = inputs.unbind(-1)
-        often = proxy[..., 0].flatten().bincount(minlength=self.vocabulary) >= self.seldom
-        return torch.where(often[words], words, shapes)
+        return prepared(SeldomWords.of(proxy.numpy(), seldom=self.seldom, vocabulary=self.vocabulary), inputs)
+
+    def usage(self, folder: Path | None, proxy: Tensor) -> Usage:
+        """Lines of words with blanks between."""
+        told = WordLines(self.vocabulary, self.length, self.encoding)
+        return Usage(SeldomWords.of(proxy.numpy(), seldom=self.seldom, vocabulary=self.vocabulary), told)
 
     def measure(self, logits: Tensor, targets: Tensor, classes: Classes) -> dict[str, float]:
         """F1 of whole names (entity-f1), then of tags other than O (token-f1)."""
@@ -147,7 +154,7 @@ def _read(path: Path, encoding: str) -> list[_Sentence]:
 def _examples(task: TaggingTask, files: dict[str, list[_Sentence]], classes: Classes) -> Examples:
     rows = [row for sentences in files.values() for row in sentences]
     spelt = [[word.lower() for word in words] for words, _ in rows]
-    shapes = [[_shape(word) for word in words] for words, _ in rows]
+    shapes = [[shape_of(word) for word in words] for words, _ in rows]
     ids = [word_ids(form, vocabulary=task.vocabulary, length=task.length) for form in (spelt, shapes)]
     targets = torch.cat(
         [
@@ -158,12 +165,6 @@ def _examples(task: TaggingTask, files: dict[str, list[_Sentence]], classes: Cla
     owners = [name.rpartition(".")[0] if task.owner else "" for name, sentences in files.items() for _ in sentences]
     strata = torch.tensor([_main_kind(tags, classes) for _, tags in rows])
     return Examples(torch.stack(ids, -1), targets, tuple(owners) if task.owner else (), strata)
-
-
-def _shape(word: str) -> str:
-    """Such as "Xx" for "Meghan", "Xxd" for "Boeing747" and "@x" for "@jack"; the blank keeps it apart from words."""
-    marks = re.sub(r"\d", "d", re.sub(r"[^\W\d_]", lambda letter: "X" if letter[0].isupper() else "x", word))
-    return "shape " + re.sub(r"(.)\1+", r"\1", marks)
 
 
 def _main_kind(tags: list[str], classes: Classes) -> int:

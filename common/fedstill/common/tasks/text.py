@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import ClassVar
@@ -13,7 +13,16 @@ from torch import Tensor
 
 from fedstill.common import check
 from fedstill.common.data.classes import check_share, class_names, class_positions, set_aside
-from fedstill.common.data.content import bare_name, check_encoding, find_files, told_as_data_errors
+from fedstill.common.data.content import (
+    bare_name,
+    check_encoding,
+    find_files,
+    find_task_folder,
+    read_content,
+    told_as_data_errors,
+)
+from fedstill.common.data.preparation import AsRead
+from fedstill.common.data.readers import TOKENIZER, TextLines
 from fedstill.common.data.tables import Column, Table
 from fedstill.common.data.texts import LABEL_NAMES, SUFFIXES, TEXT_NAMES, label_owners, read_texts
 from fedstill.common.data.tokenizer import Tokens, tokens_of
@@ -21,6 +30,7 @@ from fedstill.common.errors import ConfigError, DataError
 from fedstill.common.labels import Classes, label_space
 from fedstill.common.metrics import accuracy, macro_f1
 from fedstill.common.task import Examples, TaskData
+from fedstill.common.usage import Usage
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +92,14 @@ class TextTask:
     def prepare(self, inputs: Tensor, proxy: Tensor) -> Tensor:
         """Token ids are ready as they are."""
         return inputs
+
+    def usage(self, folder: Path | None, proxy: Tensor) -> Usage:
+        """Lines of text."""
+        told = TextLines(self.vocabulary, self.length, encoding=self.encoding)
+        if not self.tokenizer:
+            return Usage(AsRead(), told)
+        content = read_content(find_task_folder(folder, self.tokenizer))
+        return Usage(AsRead(), replace(told, tokenizer=TOKENIZER), {TOKENIZER: content})
 
     def measure(self, logits: Tensor, targets: Tensor, classes: Classes) -> dict[str, float]:
         """Accuracy and macro-F1."""

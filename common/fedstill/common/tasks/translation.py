@@ -7,17 +7,22 @@ from functools import lru_cache
 from pathlib import Path
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from fedstill.common import check
 from fedstill.common.data.classes import check_share, set_aside
 from fedstill.common.data.content import check_encoding, told_as_data_errors
 from fedstill.common.data.parallel import Pairs, read_pairs
-from fedstill.common.data.vocabulary import Vocabulary, learn_vocabulary, padded, text_of
+from fedstill.common.data.preparation import AsRead
+from fedstill.common.data.readers import TOKENIZER, Sentences
+from fedstill.common.data.vocabulary import Vocabulary, learn_vocabulary, text_of
+from fedstill.common.data.words import padded
 from fedstill.common.errors import ConfigError, DataError
 from fedstill.common.labels import Classes
 from fedstill.common.outputs.sequence import END, hypotheses
 from fedstill.common.task import Examples, TaskData
+from fedstill.common.usage import Usage
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +73,14 @@ class TranslationTask:
         """Token ids are ready as they are."""
         return inputs
 
+    def usage(self, folder: Path | None, proxy: Tensor) -> Usage:
+        """Lines of text, a sentence each."""
+        with told_as_data_errors(self.source):
+            parts = read_pairs(folder, self.source, self.languages, encoding=self.encoding)
+            tokens = learn_vocabulary(parts[self.tokens_from].source, self.vocabulary).tokenizer.to_str()
+        reader = Sentences(TOKENIZER, self.length, self.target_length, self.encoding)
+        return Usage(AsRead(), reader, {TOKENIZER: tokens.encode()})
+
     def measure(self, logits: Tensor, targets: Tensor, classes: Classes) -> dict[str, float]:
         """Character n-gram F (Popović 2015, https://aclanthology.org/W15-3049) and BLEU of sacrebleu, from 0 to 1."""
         import sacrebleu
@@ -113,4 +126,4 @@ def _examples(task: TranslationTask, pairs: Pairs, own: Vocabulary, other: Vocab
         raise DataError(f"{pairs.where}: no sentence of 1 to {task.length} tokens", "expected some", "raise 'length'")
     translations = [[*tokens, END] for tokens in other.encode([pairs.target[row] for row in kept])]
     inputs = padded([sentences[row] for row in kept], task.length + task.target_length)
-    return Examples(inputs, padded(translations, task.target_length))
+    return Examples(torch.from_numpy(inputs), torch.from_numpy(padded(translations, task.target_length)))

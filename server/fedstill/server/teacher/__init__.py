@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar, Protocol
+from typing import ClassVar, Protocol, runtime_checkable
 
 from fedstill.common.knowledge import SoftLabels
 from fedstill.common.registry import Registry
 from fedstill.common.sides import Server
+from fedstill.common.task import TaskSpec
 
 TEACHERS = Registry("teacher", "fedstill.server.teacher", "fedstill.teachers")
 
@@ -41,4 +42,16 @@ class Teacher(Protocol):
 
         Returns:
             Soft labels by task; a task that is left out keeps what it had.
+        """
+
+
+@runtime_checkable
+class LooksAhead(Protocol):
+    """A teacher that finds out before a run begins whether it can teach: clients need not work for nothing."""
+
+    def look_ahead(self, specs: Mapping[str, TaskSpec]) -> None:
+        """Raise a FedstillError if it cannot teach these tasks.
+
+        Args:
+            specs: the run's tasks by name.
         """

@@ -1,4 +1,4 @@
-"""How many optimiser steps a run takes, counted where torch takes them: what a budget says is what was done."""
+"""How many optimiser steps a run takes, counted where they are taken: what a budget says is what was done."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from typing import Any
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 from torch.optim.optimizer import register_optimizer_step_post_hook
+
+from fedstill.common.stepping import watch_steps
 
 CLIENTS, SERVER = "clients", "server"
 
@@ -30,7 +32,9 @@ class StepCounter:
         self._path = path
         self._counts = Counter[str]()
         self._side = SERVER
+        # Torch's own optimisers too, for a method may use one.
         self._hook = register_optimizer_step_post_hook(self._count)
+        self._unwatch = watch_steps(self._count)
 
     def around(self, app: ClientApp) -> ClientApp:
         """The app, whose steps count as the clients'."""
@@ -46,6 +50,7 @@ class StepCounter:
     def close(self) -> None:
         """Count no more."""
         self._hook.remove()
+        self._unwatch()
 
     def as_client(self, app: ClientApp, message: Message, context: Context) -> Message:
         """A client's reply, with its steps counted as such."""

@@ -1,0 +1,110 @@
+"""Submits a run to a federation and follows it to its end."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fedstill.common.errors import FedstillError, RunError
+from fedstill.common.scenario import Scenario, dump, to_toml
+from fedstill.server.deploy import control
+from fedstill.server.deploy.control import FlowerRun
+from fedstill.server.deploy.layout import Federation
+from fedstill.server.folder import RunFolder, fresh_path, open_folder
+
+ASK = 3.0
+"""Seconds between two questions how a run is; its committed rounds are read from the run folder, more often."""
+
+LOOK = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Submitted:
+    """A run under way.
+
+    Attributes:
+        id: Flower's.
+        folder: the run folder.
+    """
+
+    id: str
+    folder: RunFolder
+
+
+def submit(
+    federation: Federation,
+    scenario: Scenario,
+    *,
+    data_dir: Path | None = None,
+    public: Path | None = None,
+    metrics: str = "",
+    folder: Path | None = None,
+) -> Submitted:
+    """Start a run.
+
+    Args:
+        federation: where.
+        scenario: what.
+        data_dir: folder of data sets on the server, for a rehearsal.
+        public: folder of the public samples, in place of a folder of data sets.
+        metrics: address for Prometheus, such as "127.0.0.1:9464"; "" for none.
+        folder: the run folder, to go on with a run; None for a new one.
+
+    Raises:
+        RunError: if the SuperLink does not answer or refuses.
+    """
+    path = folder or federation.runs / fresh_path(scenario).name
+    config = {
+        "toml": to_toml(dump(scenario)),
+        "run-dir": str(path),
+        "data-dir": str(data_dir.resolve()) if data_dir else "",
+        "public": str(public.resolve()) if public else "",
+        "metrics": metrics,
+    }
+    return Submitted(control.start(federation, config), RunFolder(path))
+
+
+def resume(federation: Federation, folder: RunFolder, *, metrics: str = "") -> Submitted:
+    """Go on with a run whose server has died or was stopped, from its last committed step.
+
+    Raises:
+        RunError: if the SuperLink still plays it, or does not answer.
+    """
+    config = open_folder(folder.path).config()
+    for one in control.runs(federation):
+        if not one.finished:
+            raise RunError(f"run {one.id}", f"is {one.status}", "wait for its end, or stop it: flwr stop")
+    data, public = (Path(config[key]) if config.get(key) else None for key in ("data-dir", "public"))
+    return submit(
+        federation, folder.scenario(), data_dir=data, public=public, metrics=metrics, folder=folder.path.resolve()
+    )
+
+
+def follow(
+    federation: Federation, submitted: Submitted, on_step: Callable[[dict[str, Any]], None] = lambda _: None
+) -> FlowerRun:
+    """Wait for a run's end and tell of every step that is committed meanwhile.
+
+    A SuperLink that does not answer for a while is no end: the run goes on without it.
+    """
+    told = len(submitted.folder.records()) if submitted.folder.path.is_dir() else 0
+    asked = 0.0
+    while True:
+        now = time.monotonic()
+        state: FlowerRun | None = None
+        if now - asked >= ASK:
+            asked = now
+            try:
+                state = control.run(federation, submitted.id)
+            except FedstillError:
+                state = None
+        records = submitted.folder.records() if submitted.folder.path.is_dir() else []
+        for record in records[told:]:
+            on_step(record)
+        told = len(records)
+        if state is not None and state.finished:
+            return state
+        time.sleep(LOOK)

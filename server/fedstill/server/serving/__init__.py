@@ -1,0 +1,1 @@
+"""A trained model as a service that speaks the Open Inference Protocol, version 2, over gRPC."""
