@@ -39,7 +39,10 @@ HEADINGS = ("model", "form", "kB", "µs, 1", "µs, 32", "measure", "equal %")
 
 def subjects(name: str, seed: int, changes: dict[str, Any], data_dir: Path | None, place: Path) -> Iterator[Subject]:
     """One trained student of each architecture and task of a scenario."""
-    scenario = parse(override(read_table(name), {**changes, "seed": seed, "alone": False}))
+    table = read_table(name)
+    # Clients that weigh what they hear need students trained alone.
+    alone = bool(table.get("training", {}).get("adaptive", False))
+    scenario = parse(override(table, {**changes, "seed": seed, "alone": alone}))
     folder = new_folder(place / "run", scenario, data_dir=data_dir)
     simulate(scenario, folder, data_dir=data_dir)
     seen = set()
