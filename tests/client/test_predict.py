@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -135,7 +136,8 @@ def test_blocked_packages_are_installed() -> None:
     done = subprocess.run([sys.executable, "-c", f"import {', '.join(BLOCKED)}"], check=False, capture_output=True)
     assert done.returncode == 0
     blocked = subprocess.run([sys.executable, "-c", _BLOCKING, "list"], check=False, capture_output=True, text=True)
-    assert "is blocked" in blocked.stderr
+    assert (blocked.returncode, blocked.stdout) == (1, "")
+    assert re.fullmatch(r"error: package '\w+': is not installed \(pip install fedstill\)\n", blocked.stderr)
 
 
 @pytest.mark.parametrize(

@@ -339,6 +339,12 @@ def main() -> None:
     except FedstillError as error:
         complain(f"error: {error}")
         sys.exit(error.exit_code)
+    except ModuleNotFoundError as error:
+        # A device that only predicts has neither torch nor Flower.
+        if error.name is None or error.name.startswith("fedstill"):
+            raise
+        complain(f"error: package '{error.name}': is not installed (pip install fedstill)")
+        sys.exit(1)
     except KeyboardInterrupt:
         complain("interrupted")
         sys.exit(INTERRUPTED)
