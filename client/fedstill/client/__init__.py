@@ -3,5 +3,5 @@
 import gc
 
 # Flower starts a new process for each message. While torch is imported, the collector looks again and again through all
-# that Flower's modules have made, which stays anyway: half a second of CPU time (`python benchmarks/edge.py`).
+# that Flower's modules have made, which stays anyway: 0.2 to 0.5 seconds (`python benchmarks/edge.py`).
 gc.freeze()

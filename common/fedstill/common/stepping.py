@@ -1,7 +1,7 @@
 """Optimisers by torch's own functions: `torch.optim.Adam` and `SGD` with fused=True, to the bit.
 
-The classes of `torch.optim` load torch's compiler when they are first used, only to keep it off: 800 modules, 1.1
-seconds and 66 MB (`python benchmarks/edge.py`). A client in deployment is a new process for each message, and would pay
+The classes of `torch.optim` load torch's compiler when they are first used, only to keep it off: 800 modules, a
+second and 66 MB (`python benchmarks/edge.py`). A client in deployment is a new process for each message, and would pay
 for them in each.
 """
 
