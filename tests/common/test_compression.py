@@ -13,6 +13,7 @@ from fedstill.common.seeding import torch_rng, torch_seeded
 from fedstill.common.task import TaskSpec
 
 IMAGES = TaskSpec("digits", "categorical", "image", ("a", "b", "c"), (1, 12, 12))
+SPEECH = TaskSpec("spoken", "categorical", "speech", ("a", "b", "c"), (1, 40, 64))
 TEXTS = TaskSpec("news", "categorical", "text", ("a", "b", "c"), (16,), vocabulary=200)
 
 
@@ -47,6 +48,12 @@ def test_it_answers_as_the_model_did_in_a_quarter_of_the_bytes(name: str, spec: 
     assert not torch.equal(answers, wanted)
     assert weight_bytes(small) < share * weight_bytes(model)
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+def test_a_model_whose_way_depends_on_its_input_says_what_can_make_it() -> None:
+    model = build_model("speechcnn-small", SPEECH, seed=1).eval()
+    with pytest.raises(UnsupportedError, match="fedstill export --int8 can make it"):
+        quantised(model, inputs(SPEECH, 4))
 
 
 def test_the_same_model_gives_the_same_integers() -> None:

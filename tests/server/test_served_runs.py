@@ -59,7 +59,7 @@ def test_a_student_of_few_classes_names_these(play_small: Any) -> None:
 
 def test_folders_with_nothing_to_serve(play_small: Any) -> None:
     played = play_small()
-    with pytest.raises(UnsupportedError, match="with teacher 'consensus': expected a server with a model"):
+    with pytest.raises(UnsupportedError, match=r"teacher 'consensus'\): expected a server with a model"):
         server_models(played.folder)
     for path in (played.folder.clients / "client-1").iterdir():
         path.write_bytes(b"damaged")

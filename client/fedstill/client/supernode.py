@@ -11,21 +11,14 @@ import os
 import ssl
 import stat
 import sys
-import tempfile
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fedstill.common.environment import PROCESSES
 from fedstill.common.errors import ConfigError, nearest
-
-ENVIRONMENT = {
-    "FLWR_TELEMETRY_ENABLED": "0",
-    "FLWR_DISABLE_UPDATE_CHECK": "1",
-    "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
-    "OMP_NUM_THREADS": "1",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,15 +81,16 @@ def run(node: Node) -> None:
     Raises:
         ConfigError: if the certificate cannot be used.
     """
-    for name, value in ENVIRONMENT.items():
+    for name, value in PROCESSES.items():
         os.environ.setdefault(name, value)
     show_certificate(Path(node.ca), Path(node.certificate), Path(node.key))
-    with tempfile.TemporaryDirectory(prefix="fedstill-") as shims:
-        os.environ["PATH"] = os.pathsep.join([_shim(Path(shims)), _programs(), os.environ.get("PATH", "")])
-        sys.argv = ["flower-supernode", *arguments(node)]
-        from flwr.supernode.cli import flower_supernode
+    home = Path(os.environ.get("FLWR_HOME") or Path.home() / ".flwr")
+    # Not in a temporary folder: were it cleaned up, Flower's own program would be found, which looks at nothing.
+    os.environ["PATH"] = os.pathsep.join([_shim(home / "fedstill"), _programs(), os.environ.get("PATH", "")])
+    sys.argv = ["flower-supernode", *arguments(node)]
+    from flwr.supernode.cli import flower_supernode
 
-        flower_supernode()
+    flower_supernode()
 
 
 def arguments(node: Node) -> list[str]:
@@ -142,6 +136,7 @@ def show_certificate(ca: Path, certificate: Path, key: Path) -> None:
 
 def _shim(folder: Path) -> str:
     """A folder with a `flwr-clientapp` that looks at the app before it runs it."""
+    folder.mkdir(parents=True, exist_ok=True)
     program = folder / "flwr-clientapp"
     program.write_text(f"#!{sys.executable}\nfrom fedstill.client.bundle import main\nmain()\n", encoding="utf-8")
     program.chmod(program.stat().st_mode | stat.S_IXUSR)

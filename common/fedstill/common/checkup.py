@@ -10,6 +10,7 @@ from importlib.metadata import PackageNotFoundError, metadata, requires, version
 from typing import TYPE_CHECKING, Literal
 
 from fedstill.common import PROTOCOL, __version__
+from fedstill.common.environment import FLOWER
 
 if TYPE_CHECKING:
     from packaging.requirements import Requirement
@@ -101,7 +102,7 @@ def flower_settings() -> Iterator[Check]:
         "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "'flwr run' installs packages each time",
     }
     for name, effect in settings.items():
-        wanted = "0" if name == "FLWR_TELEMETRY_ENABLED" else "1"
+        wanted = FLOWER[name]
         if os.environ.get(name) == wanted:
             yield Check(name, "right", wanted)
         else:

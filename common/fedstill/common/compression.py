@@ -1,8 +1,8 @@
 """Students of 8-bit integers: torch's own post-training quantisation, and what it saves.
 
 Jacob et al. 2018, https://arxiv.org/abs/1712.05877: weights and activations are integers times a scale, with a scale
-for each output channel of the weights. Models of images, speech and tables compute with integers throughout ("static":
-public samples show the range of every activation). Models of texts keep float activations ("dynamic": embeddings and
+for each output channel of the weights. Models of images and tables compute with integers throughout ("static": public
+samples show the range of every activation). Models of texts keep float activations ("dynamic": embeddings and
 the weights of linear layers are integers; the other layers stay as they are).
 
 Torch calls `torch.ao.quantization` deprecated in favour of torchao, a package of its own; it is what torch itself has.
@@ -19,6 +19,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.fx.proxy import TraceError
 
 from fedstill.common.errors import UnsupportedError
 
@@ -34,7 +35,8 @@ def quantised(model: nn.Module, samples: Tensor) -> nn.Module:
         samples: inputs (N, …) such as the proxy set's, ready for the model; floats, or int64 token ids.
 
     Raises:
-        UnsupportedError: if this torch has no quantisation, or no integer arithmetic for this processor.
+        UnsupportedError: if this torch has no quantisation, no integer arithmetic for this processor, or cannot follow
+            this model (speech and translation, whose way depends on the input).
     """
     if torch.backends.quantized.engine == "none":
         raise UnsupportedError("int8 on this processor", "expected one for which torch has integer arithmetic")
@@ -44,6 +46,10 @@ def quantised(model: nn.Module, samples: Tensor) -> nn.Module:
             small = _static(plain, samples[:_CALIBRATION]) if samples.is_floating_point() else _dynamic(plain)
             # The first call of each integer operation warns, so it is made here.
             small(samples[:1])
+    except (TypeError, RuntimeError, TraceError) as error:
+        raise UnsupportedError(
+            "int8 of this model by torch itself", f"cannot be made: {error}", "fedstill export --int8 can make it"
+        ) from None
     except ImportError as error:
         raise UnsupportedError(
             f"int8 with torch {torch.__version__}", f"expected torch.ao.quantization: {error}", "install torch 2.13"

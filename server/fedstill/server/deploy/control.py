@@ -1,4 +1,4 @@
-"""What Flower's own command says and does, as values: nodes, runs, start, stop.
+"""What Flower's own command says and does, as values: nodes, runs.
 
 Its exit code tells little (0 for a run that failed), so its JSON is read. Each call is a process of its own, about two
 seconds; the command is Flower's public interface, what it talks to is not.
@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fedstill.common.environment import PROCESSES
 from fedstill.common.errors import RunError
 from fedstill.common.files import write_atomically
 from fedstill.common.scenario import to_toml
 from fedstill.server.deploy.layout import Federation
-from fedstill.server.deploy.writing import ENVIRONMENT
 
 SECONDS = 120.0
 """How long a call may take."""
@@ -73,7 +73,7 @@ class FlowerRun:
 def environment(federation: Federation) -> dict[str, str]:
     """The environment of Flower's processes on the server."""
     programs = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
-    return {**ENVIRONMENT, "FLWR_HOME": str(federation.server / "flwr"), "PATH": programs}
+    return {**PROCESSES, "FLWR_HOME": str(federation.server / "flwr"), "PATH": programs}
 
 
 def nodes(federation: Federation) -> list[Node]:
@@ -116,11 +116,6 @@ def start(federation: Federation, config: Mapping[str, str]) -> str:
     path.write_text(to_toml(dict(config)), encoding="utf-8")
     app = str(federation.server / "app")
     return str(_call(federation, "run", app, "here", "--run-config", str(path), superlink=False)["run-id"])
-
-
-def stop(federation: Federation, number: str) -> None:
-    """End a run at once."""
-    _call(federation, "stop", number)
 
 
 def _known(federation: Federation) -> dict[str, str]:

@@ -11,18 +11,11 @@ from pathlib import Path
 from string import Template
 
 from fedstill.common import __version__
+from fedstill.common.environment import PROCESSES
 from fedstill.common.errors import ConfigError, RunFolderError
 from fedstill.common.scenario import to_toml
 from fedstill.server.deploy import identities
 from fedstill.server.deploy.layout import Federation, Site
-
-ENVIRONMENT = {
-    "FLWR_TELEMETRY_ENABLED": "0",
-    "FLWR_DISABLE_UPDATE_CHECK": "1",
-    "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
-    "OMP_NUM_THREADS": "1",
-}
-"""What Flower's processes are started with: no reports home, no packages installed at run time, one thread."""
 
 INSTALLED = "/opt/fedstill/bin"
 """Where systemd units look for the programs."""
@@ -172,7 +165,7 @@ def _words(federation: Federation) -> dict[str, object]:
         "folder": f"/srv/fedstill/{federation.name}",
         "bin": INSTALLED,
         "version": __version__,
-        "environment": " ".join(f"{key}={value}" for key, value in ENVIRONMENT.items())
+        "environment": " ".join(f"{key}={value}" for key, value in PROCESSES.items())
         + f" FLWR_HOME=/srv/fedstill/{federation.name}/server/flwr",
         "superlink_arguments": " ".join(superlink_arguments(federation)),
         "superexec_arguments": " ".join(superexec_arguments(federation)),

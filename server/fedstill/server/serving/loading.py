@@ -7,44 +7,32 @@ from typing import Any
 
 from torch import Tensor
 
-from fedstill.common.errors import RunFolderError, UnsupportedError
+from fedstill.common.errors import RunFolderError
 from fedstill.common.models import build_model
-from fedstill.common.scenario import Scenario
 from fedstill.common.task import TaskSpec
-from fedstill.server import checkpoint
 from fedstill.server.folder import RunFolder
 from fedstill.server.holdings import spec_from_table
-from fedstill.server.launch import build_teacher
-from fedstill.server.merging import keeps_model
 from fedstill.server.serving.model import Served
+from fedstill.server.trained import trained_models
 
 
 def server_models(folder: RunFolder) -> list[Served]:
     """The server's models of a run's last committed step, each under its task's name; the version is the step.
 
     Raises:
-        RunFolderError: if nothing was committed, or the folder is of a version that did not write what is needed.
+        RunFolderError: if no round was committed, or the folder is of a version that did not write what is needed.
         UnsupportedError: if the run's server has no model.
     """
-    scenario, config = folder.scenario(), folder.config()
-    state = checkpoint.newest(folder.path / "checkpoints")
-    if state is None:
-        raise RunFolderError(f"run folder {folder.path}", "holds no committed step", "let the run begin first")
-    if not keeps_model(scenario.algorithm, build_teacher(scenario.teacher)):
-        raise UnsupportedError(
-            f"run {folder.name} of '{scenario.algorithm.name}' with teacher '{scenario.teacher.name}'",
-            "expected a server with a model",
-            "serve a student with --client NAME, or train with teacher.kind = 'model'",
-        )
+    labels = folder.config().get("labels", {})
     return [
         served(
             folder,
-            spec_of(folder, name, config["labels"][name]),
-            architecture=_architecture(scenario, config, name),
-            weights=task.model,
-            version=state.step,
+            spec_of(folder, name, labels[name]),
+            architecture=one.name,
+            weights=one.weights,
+            version=one.step,
         )
-        for name, task in state.tasks.items()
+        for name, one in trained_models(folder).items()
     ]
 
 
@@ -96,11 +84,3 @@ def _tables(folder: RunFolder) -> Mapping[str, Any]:
         )
     tables: Mapping[str, Any] = config["specs"]
     return tables
-
-
-def _architecture(scenario: Scenario, config: Mapping[str, Any], task: str) -> str:
-    if not scenario.algorithm.homogeneous:
-        return scenario.tasks[task].server_model
-    # A method that averages weights does so in the clients' architecture.
-    found = [client[task]["model"] for client in config["roster"].values() if task in client]
-    return str(found[0]) if found else scenario.tasks[task].server_model

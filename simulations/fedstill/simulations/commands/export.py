@@ -177,11 +177,11 @@ def _teacher(folder: RunFolder, task: str, data_dir: Path | None) -> Subject:
     from fedstill.client.exporting.subject import Place, subject
     from fedstill.common.data.federation import federate
     from fedstill.common.data.pack import PublicTask, read_pack
-    from fedstill.server.trained import trained_model
+    from fedstill.server.trained import trained_models
 
     scenario = folder.scenario()
     name = _chosen(task, scenario.tasks)
-    found = trained_model(folder, name)
+    found = trained_models(folder)[name]
     pack = folder.config().get("public")
     # Of a run of sites the server has the pack alone.
     share = read_pack(Path(str(pack))).open(name) if pack else federate(scenario, data_dir).tasks[name]
