@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
+import socket
 import subprocess
 from collections.abc import Iterator
 from functools import partial
@@ -21,7 +23,6 @@ from deployed import (
     process,
     records,
     server_paths,
-    started_by,
     until,
 )
 
@@ -99,6 +100,27 @@ def test_a_run_that_fails_is_an_exit_code(federation: Federation) -> None:
     assert "of 2 clients can take part: expected at least 3" in done.stderr
 
 
+def test_an_app_with_code_is_refused_by_every_site(federation: Federation, tmp_path: Path) -> None:
+    app, marker = federation.server / "app", tmp_path / "played"
+    config = (app / "pyproject.toml").read_text()
+    code = f"open({str(marker)!r}, 'w').close()\nfrom fedstill.client import app as ours\napp = ours.app\n"
+    (app / "evil.py").write_text(code)
+    (app / "pyproject.toml").write_text(config.replace("fedstill.client.app:app", "evil:app"))
+    try:
+        words = changes(**{"rounds.deadline": 15.0, "rounds.attempts": 1})
+        done = fedstill(
+            "run", "digits", "--federation", federation.path, "--public", parties(federation) / "public", *words
+        )
+    finally:
+        (app / "evil.py").unlink()
+        (app / "pyproject.toml").write_text(config)
+    assert done.returncode == 4, done.stdout + done.stderr
+    for site in SITES:
+        log = (federation.processes / f"node-{site}.log").read_text(errors="replace")
+        assert "an app with evil.py: expected no code" in log
+    assert not marker.exists()
+
+
 class TestDoor:
     """What the reverse proxy lets whom reach."""
 
@@ -168,6 +190,10 @@ def test_a_site_that_is_revoked_is_out_at_once(federation: Federation) -> None:
             return int(site.post("/v1/fleet/pull-messages", headers=headers).status_code)
 
     until(lambda: status() != 403, 10, "a new site comes in")
+    running.replace_keys(grown, "east")
+    old, headers = headers, _header(grown, "east")
+    assert old != headers
+    until(lambda: status() != 403, 10, "a site with new keys comes in")
     rest = writing.remove(grown, "east")
     running.shut_out(rest, "east")
     until(lambda: status() == 403, 10, "a revoked site is shut out")
@@ -175,10 +201,20 @@ def test_a_site_that_is_revoked_is_out_at_once(federation: Federation) -> None:
 
 
 def test_sigterm_ends_a_run_at_the_border_of_a_round_and_resume_goes_on(federation: Federation, tmp_path: Path) -> None:
-    submitted = submit(federation, SCENARIO, public=parties(federation) / "public")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    submitted = submit(federation, SCENARIO, public=parties(federation) / "public", metrics=address)
     until(lambda: records(submitted.folder.path), 120, "the first step is committed")
-    for app in started_by(federation, "superexec", "flwr-serverapp"):
-        app.signal(signal.SIGTERM)
+    health = httpx.get(f"http://{address}/health", timeout=20).json()
+    page = httpx.get(f"http://{address}/metrics", timeout=20).text
+    step = next(line for line in page.splitlines() if line.startswith("fedstill_step{"))
+    assert 0 <= health["step"] <= float(step.rsplit(" ", 1)[1]) < health["steps"] == 3
+    # What systemd does before it ends the SuperExec.
+    unit = (federation.server / "systemd" / "fedstill-superexec.service").read_text()
+    stop = next(line for line in unit.splitlines() if line.startswith("ExecStop=")).partition("=")[2]
+    words = shlex.split(stop.replace("$MAINPID", str(process(federation, "superexec").pid)))
+    assert subprocess.run(words, timeout=120, check=False).returncode == 0
     until(lambda: running.status(federation).runs[0].finished, 120, "the run ends")
     ended = running.status(federation).runs[0]
     assert "stopped after step" in ended.details

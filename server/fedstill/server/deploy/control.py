@@ -87,7 +87,7 @@ def nodes(federation: Federation) -> list[Node]:
 
 def register(federation: Federation, site: str) -> str:
     """Let a site's node in; gives its id."""
-    key = str(federation.site(site).path / "node.pub")
+    key = str(federation.node_key(site))
     number = str(_call(federation, "supernode", "register", key, "--name", site)["node-id"])
     # Flower's list says nothing of a node but its number.
     known = {**_known(federation), site: number}

@@ -3,12 +3,13 @@
 federation.toml      name, address, sites
 ca/                  the certificate authority; its key signs sites, and is needed for nothing else
 server/              for the machine that the sites connect to
-server.crt …     certificate of proxy and SuperLink
-nginx.conf       the reverse proxy: who reaches which path
-flwr/            Flower's own settings, for the operator's commands
-app/             the Flower app that a run submits: configuration only
-state.db         the SuperLink's database
-runs/            run folders
+  server.crt …       certificate of proxy and SuperLink
+  nginx.conf         the reverse proxy: who reaches which path
+  flwr/              Flower's own settings, for the operator's commands
+  app/               the Flower app that a run submits: configuration only
+  nodes/             public node keys of the sites
+  state.db           the SuperLink's database
+  runs/              run folders
 sites/NAME/          for one site: certificate, node key, node.toml, systemd unit, README
 run/                 processes that `deploy up` has started: state, logs
 """
@@ -109,6 +110,10 @@ class Federation:
     def authority(self) -> Path:
         """The certificate of the certificate authority; its key lies beside it, as ca.key."""
         return self.path / "ca" / "ca.crt"
+
+    def node_key(self, name: str) -> Path:
+        """A site's public node key, where the server keeps it."""
+        return self.server / "nodes" / f"{name}.pub"
 
     def site(self, name: str) -> Site:
         """One site's part."""

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from fedstill.common.errors import ConfigError, FedstillError, RunError
-from fedstill.server.deploy import control
+from fedstill.server.deploy import control, writing
 from fedstill.server.deploy.control import FlowerRun, Node
 from fedstill.server.deploy.layout import Federation
 from fedstill.server.deploy.supervisor import (
@@ -169,6 +169,21 @@ def shut_out(federation: Federation, site: str) -> None:
     for node in control.nodes(federation):
         if node.name == site and node.status != "unregistered":
             control.unregister(federation, node.id)
+    reload_door(federation)
+
+
+def replace_keys(federation: Federation, site: str) -> None:
+    """Give a site a new certificate and node key, let its node in by them, and by the old ones no more.
+
+    Raises:
+        ConfigError: if there is no site of that name.
+        RunError: if the SuperLink does not answer; nothing is changed then.
+    """
+    old = [one.id for one in control.nodes(federation) if one.name == site and one.status != "unregistered"]
+    writing.renew(federation, site)
+    for number in old:
+        control.unregister(federation, number)
+    control.register(federation, site)
     reload_door(federation)
 
 

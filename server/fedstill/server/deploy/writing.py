@@ -23,6 +23,8 @@ INSTALLED = "/opt/fedstill/bin"
 BODY, RATE, BURST = 64, 50, 200
 """MiB of a request; requests a second of one site, and how many at once: a round of 200 kB is about 20 requests."""
 
+LOOPBACK = ("localhost", "127.0.0.1")
+
 SITE_FILES = ("node.toml", "ca.crt", "site.crt", "site.key", "node.key")
 
 
@@ -58,6 +60,26 @@ def add(federation: Federation, name: str) -> Federation:
     return grown
 
 
+def renew(federation: Federation, name: str = "") -> None:
+    """Write new certificates and keys, signed by the same authority: the others keep theirs.
+
+    Args:
+        federation: whose.
+        name: a site, which gets a certificate and a node key; "" for the server and the operator.
+
+    Raises:
+        ConfigError: if there is no site of that name.
+    """
+    authority = identities.read_authority(federation.path / "ca")
+    if not name:
+        _server_identities(federation, authority)
+        return
+    if name not in federation.sites:
+        raise ConfigError(f"site '{name}'", f"expected one of {', '.join(federation.sites)}")
+    _site_identities(federation, authority, federation.site(name))
+    write_sites(federation)
+
+
 def remove(federation: Federation, name: str) -> Federation:
     """Take away a site's place at the door; its folder stays, as a record. Give the federation as it is then.
 
@@ -73,9 +95,13 @@ def remove(federation: Federation, name: str) -> Federation:
 
 
 def write_sites(federation: Federation) -> None:
-    """Write which certificate may come in with which node key."""
+    """Write what names every site: which certificate may come in with which node key, and compose.yaml."""
+    words = {**_words(federation), **_network(federation)}
+    nodes = "".join(_filled("compose-node.yaml", {**words, "site": name}) for name in federation.sites)
+    volumes = "volumes:\n" + "".join(f"  store-{name}:\n" for name in federation.sites)
+    _write(federation.path / "compose.yaml", _filled("compose.yaml", {**words, "nodes": nodes + volumes}))
     lines = [
-        f'    "{_distinguished(name)}:{identities.header_of(federation.site(name).path / "node.pub")}" 1;'
+        f'    "{_distinguished(name)}:{identities.header_of(federation.node_key(name))}" 1;'
         for name in federation.sites
     ]
     # A key of a map has to fit in a bucket of its hash table.
@@ -109,14 +135,7 @@ def superexec_arguments(federation: Federation) -> list[str]:
 
 def _server(federation: Federation, authority: identities.Authority) -> None:
     server = federation.server
-    hosts = tuple(dict.fromkeys((federation.host, "localhost", "127.0.0.1")))
-    for file, name, role, names in (
-        ("server", federation.host, identities.SERVER, hosts),
-        ("operator", "operator", identities.OPERATOR, ()),
-    ):
-        certificate, key = server / f"{file}.crt", server / f"{file}.key"
-        identities.new_certificate(authority, certificate, key, name=name, role=role, hosts=names)
-    shutil.copy(federation.authority, server / "ca.crt")
+    _server_identities(federation, authority)
     federation.runs.mkdir()
     connection = {
         "address": f"127.0.0.1:{federation.superlink_port}",
@@ -128,18 +147,34 @@ def _server(federation: Federation, authority: identities.Authority) -> None:
     _write(server / "app" / "pyproject.toml", _filled("app.toml", words))
     for unit in ("superlink", "superexec", "proxy"):
         _write(server / "systemd" / f"fedstill-{unit}.service", _filled(f"{unit}.service", words))
-    nodes = "".join(_filled("compose-node.yaml", {**words, "site": name}) for name in federation.sites)
-    volumes = "volumes:\n" + "".join(f"  store-{name}:\n" for name in federation.sites)
-    _write(federation.path / "compose.yaml", _filled("compose.yaml", {**words, "nodes": nodes + volumes}))
     _write(federation.path / "README.md", _filled("README.md", words))
 
 
-def _site(federation: Federation, authority: identities.Authority, site: Site) -> None:
+def _server_identities(federation: Federation, authority: identities.Authority) -> None:
+    server = federation.server
+    hosts = tuple(dict.fromkeys((federation.host, *LOOPBACK)))
+    for file, name, role, names in (
+        ("server", federation.host, identities.SERVER, hosts),
+        ("operator", "operator", identities.OPERATOR, ()),
+    ):
+        certificate, key = server / f"{file}.crt", server / f"{file}.key"
+        identities.new_certificate(authority, certificate, key, name=name, role=role, hosts=names)
+    shutil.copy(federation.authority, server / "ca.crt")
+
+
+def _site_identities(federation: Federation, authority: identities.Authority, site: Site) -> None:
     identities.new_certificate(
         authority, site.certificate, site.path / "site.key", name=site.name, role=identities.SITE
     )
     identities.new_node_key(site.node_key)
     shutil.copy(federation.authority, site.path / "ca.crt")
+    public = federation.node_key(site.name)
+    public.parent.mkdir(exist_ok=True)
+    shutil.copy(site.path / "node.pub", public)
+
+
+def _site(federation: Federation, authority: identities.Authority, site: Site) -> None:
+    _site_identities(federation, authority, site)
     number = federation.sites.index(site.name)
     table = {
         "name": site.name,
@@ -172,6 +207,13 @@ def _words(federation: Federation) -> dict[str, object]:
         "superlink_list": _listed(superlink_arguments(federation)),
         "superexec_list": _listed(superexec_arguments(federation)),
     }
+
+
+def _network(federation: Federation) -> dict[str, object]:
+    """How containers of nodes reach the door under the name that node.toml has."""
+    if federation.host in LOOPBACK:
+        return {"alias": "fedstill", "node_network": "network_mode: service:superlink"}
+    return {"alias": federation.host, "node_network": "networks: [default]"}
 
 
 def _listed(words: Sequence[str]) -> str:

@@ -120,6 +120,25 @@ def revoke(folder: Folder, site: Annotated[str, typer.Argument(help="Its name.")
     make_console().print(f"shut out {site}; its folder stays, as a record", highlight=False)
 
 
+@app.command(epilog="Examples:  fedstill deploy renew heart  ·  fedstill deploy renew heart basel")
+def renew(
+    folder: Folder,
+    site: Annotated[str, typer.Argument(help="Whose certificate and node key. [default: the server's]")] = "",
+) -> None:
+    """Make new certificates and keys, of the same authority, before the old ones end or when they may have leaked."""
+    from fedstill.server.deploy import running, writing
+    from fedstill.server.deploy.layout import open_federation
+
+    one = open_federation(folder)
+    if site:
+        running.replace_keys(one, site)
+        told = f"{one.site(site).path}; it goes to the site, whose old certificate and key open nothing any more"
+    else:
+        writing.renew(one)
+        told = f"{one.server}; next: fedstill deploy down {folder}, fedstill deploy up {folder}"
+    make_console().print(f"renewed {told}", highlight=False)
+
+
 def node(
     config: Annotated[Path, typer.Argument(metavar="NODE", help="The site's node.toml.")],
 ) -> None:
