@@ -103,6 +103,13 @@ class TestIdentities:
         assert names.value.get_values_for_type(x509.DNSName) == ["fl.example.org", "localhost"]
         assert [str(one) for one in names.value.get_values_for_type(x509.IPAddress)] == ["127.0.0.1"]
 
+    def test_days_until_a_certificate_ends(self, federation: Federation, monkeypatch: pytest.MonkeyPatch) -> None:
+        path = federation.server / "server.crt"
+        assert identities.days_left(path) == identities.CERTIFICATE_DAYS - 1
+        monkeypatch.setattr(identities, "CERTIFICATE_DAYS", 0)
+        writing.renew(federation)
+        assert identities.days_left(path) == -1
+
     def test_private_keys_are_their_owners_alone(self, federation: Federation) -> None:
         keys = sorted(path.name for path in federation.path.rglob("*.key"))
         assert keys == ["ca.key", "node.key", "node.key", "operator.key", "server.key", "site.key", "site.key"]

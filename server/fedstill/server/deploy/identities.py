@@ -102,6 +102,12 @@ def header_of(public: Path) -> str:
     return base64.b64encode(pem).decode("ascii")
 
 
+def days_left(certificate: Path) -> int:
+    """Whole days until a certificate ends; below 0 if it has."""
+    end = x509.load_pem_x509_certificate(certificate.read_bytes()).not_valid_after_utc
+    return (end - datetime.datetime.now(datetime.UTC)).days
+
+
 def _builder(
     subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey, days: int
 ) -> x509.CertificateBuilder:

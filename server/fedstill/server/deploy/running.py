@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from fedstill.common.errors import ConfigError, FedstillError, RunError
-from fedstill.server.deploy import control, writing
+from fedstill.server.deploy import control, identities, writing
 from fedstill.server.deploy.control import FlowerRun, Node
 from fedstill.server.deploy.layout import Federation
 from fedstill.server.deploy.supervisor import (
@@ -51,6 +51,7 @@ class Status:
         nodes: that are registered.
         runs: Flower's, the newest first.
         folders: run folders: name → committed steps of all steps.
+        certificates: days until they end: of the server, the operator, and the sites whose folders are here.
     """
 
     processes: dict[str, dict[str, int | None]]
@@ -58,6 +59,7 @@ class Status:
     nodes: list[Node]
     runs: list[FlowerRun]
     folders: dict[str, dict[str, int]]
+    certificates: dict[str, int]
 
     @property
     def healthy(self) -> bool:
@@ -73,6 +75,7 @@ class Status:
             "nodes": [{"id": one.id, "site": one.name, "status": one.status} for one in self.nodes],
             "runs": [{"id": one.id, "status": one.status, "details": one.details} for one in self.runs],
             "folders": self.folders,
+            "certificates": self.certificates,
         }
 
 
@@ -148,7 +151,7 @@ def status(federation: Federation) -> Status:
     state = read_state(federation.processes)
     there = answers(federation)
     nodes, runs = (control.nodes(federation), control.runs(federation)) if there else ([], [])
-    return Status(_processes(state), there, nodes, runs, _folders(federation))
+    return Status(_processes(state), there, nodes, runs, _folders(federation), _certificates(federation))
 
 
 def register(federation: Federation) -> list[str]:
@@ -295,6 +298,12 @@ def _processes(state: State) -> dict[str, dict[str, int | None]]:
         name: {"pid": one.pid if one is not None and one.alive() else None, "starts": state.starts[name]}
         for name, one in state.processes.items()
     }
+
+
+def _certificates(federation: Federation) -> dict[str, int]:
+    named = {name: federation.server / f"{name}.crt" for name in ("server", "operator")}
+    named |= {name: federation.site(name).certificate for name in federation.sites}
+    return {name: identities.days_left(path) for name, path in named.items() if path.is_file()}
 
 
 def _folders(federation: Federation) -> dict[str, dict[str, int]]:

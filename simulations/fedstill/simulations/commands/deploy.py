@@ -20,6 +20,9 @@ app = typer.Typer(
 PATIENCE = 900.0
 """Seconds that a run has to finish its round."""
 
+SOON = 30
+"""Days before its end from which a certificate is shown."""
+
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="The federation's folder.")]
 
 
@@ -166,6 +169,10 @@ def _show(federation: Any, *, as_json: bool) -> bool:
         table.add_row("node", each.name or each.id, each.status)
     for run in found.runs:
         table.add_row("run", run.id, run.status + (f": {run.details}" if run.details not in ("", "N/A") else ""))
+    for name, days in found.certificates.items():
+        if days < SOON:
+            what = f"ends in {days} days" if days >= 0 else "has ended"
+            table.add_row("certificate", name, f"{what}: fedstill deploy renew")
     for name, steps in found.folders.items():
         table.add_row("folder", name, f"{steps['committed']} of {steps['steps']} steps committed")
     make_console().print(table)
