@@ -24,5 +24,6 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     rows = config.stash.get(ROWS, [])
     if rows:
         terminalreporter.section("faults")
-        for row in (("event", "observed", "recovery"), ("---",) * 3, *rows):
-            terminalreporter.write_line(f"| {' | '.join(row)} |".replace("| --- |", "|---|").replace("|--- |", "|---|"))
+        lines = [" | ".join(row) for row in (("event", "observed", "recovery"), *rows)]
+        for line in (lines[0], None, *lines[1:]):
+            terminalreporter.write_line("|---|---|---|" if line is None else f"| {line} |")

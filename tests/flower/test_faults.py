@@ -80,8 +80,7 @@ def arena(tmp_path_factory: pytest.TempPathFactory, link: Namespace | None) -> I
 @pytest.fixture(autouse=True)
 def everybody_there(arena: Arena) -> None:
     """A case begins with every process alive and every node on line."""
-    for site in SITES:
-        online(arena.federation, site)
+    online(arena.federation, *SITES)
 
 
 def test_a_proxy_is_killed(arena: Arena, observed: Observed) -> None:
@@ -115,7 +114,7 @@ def test_a_superlink_is_killed(arena: Arena, observed: Observed) -> None:
 
 @faults
 def test_a_supernode_is_killed(arena: Arena, observed: Observed) -> None:
-    play = arena.begin(**{"rounds.count": 5})
+    play = arena.begin(**{"rounds.count": 3})
     play.wait(1)
     before = process(arena.federation, "node-south")
     begun = kill(before)
@@ -182,7 +181,7 @@ def test_a_serverapp_is_killed(arena: Arena, observed: Observed) -> None:
 @faults
 @pytest.mark.parametrize("moment", ["before", "while", "after"])
 def test_a_clientapp_is_killed(arena: Arena, observed: Observed, moment: str) -> None:
-    play = arena.begin(**{"rounds.count": 6})
+    play = arena.begin(**{"rounds.count": 3})
     play.wait(1)
     app = client_app(arena.federation, "north", client_apps(arena.federation, "north"))
 
@@ -216,7 +215,7 @@ def _why(step: dict[str, object], site: str) -> str:
 
 @faults
 def test_a_supernode_is_stopped_for_a_minute(arena: Arena, observed: Observed) -> None:
-    play = arena.begin(**{"rounds.count": 6})
+    play = arena.begin(**{"rounds.count": 3})
     play.wait(1)
     node = process(arena.federation, "node-north")
     frozen = [node, *started_by(arena.federation, "node-north", "")]
@@ -247,7 +246,7 @@ def test_a_supernode_is_stopped_for_a_minute(arena: Arena, observed: Observed) -
 def test_a_link_is_down(arena: Arena, observed: Observed, link: Namespace) -> None:
     with changed_node(arena.federation, "east", before=link.inside):
         online(arena.federation, "east")
-        play = arena.begin(**{"rounds.count": 4})
+        play = arena.begin(**{"rounds.count": 3})
         play.wait(1)
         with link.cut():
             begun, since = time.monotonic(), len(play.look())
@@ -288,7 +287,7 @@ def test_the_servers_disk_is_full(arena: Arena, observed: Observed) -> None:
 @faults
 @needs_root
 def test_a_sites_disk_is_full(arena: Arena, observed: Observed) -> None:
-    play = arena.begin(**{"rounds.count": 4})
+    play = arena.begin(**{"rounds.count": 3})
     play.wait(1)
     with full(arena.federation.site("north").path / "store"):
         until(lambda: any("north" not in step["accepted"] for step in play.look()), 120, "a round without north")
@@ -320,7 +319,7 @@ def test_a_clock_is_an_hour_off(arena: Arena, observed: Observed, tmp_path: Path
     log = arena.federation.processes / "node-south.log"
     with changed_node(arena.federation, "south", environment=environment):
         online(arena.federation, "south")
-        play = arena.begin(**{"rounds.count": 4})
+        play = arena.begin(**{"rounds.count": 3})
         play.wait(1)
         size = len(log.read_text(errors="replace"))
         clock.write_text(f"{hours:+d}h\n")
@@ -342,7 +341,7 @@ def test_a_clock_is_an_hour_off(arena: Arena, observed: Observed, tmp_path: Path
 
 @faults
 def test_a_node_speaks_another_protocol(arena: Arena, observed: Observed, tmp_path: Path) -> None:
-    play = arena.begin(**{"rounds.count": 4})
+    play = arena.begin(**{"rounds.count": 3})
     play.wait(1)
     code = "import fedstill.common\nfedstill.common.PROTOCOL -= 1\n"
     with changed_node(arena.federation, "south", environment=at_start(tmp_path / "old", code)):
@@ -410,8 +409,8 @@ def test_a_certificate_is_wrong(arena: Arena, observed: Observed, tmp_path: Path
     }[fault]
     reached = arena.federation.processes / "superlink.log"
     size = len(reached.read_text(errors="replace"))
-    node = node_command(site / "node.toml", tmp_path / "home")
     begun = time.monotonic()
+    node = node_command(site / "node.toml", tmp_path / "home")
     said, _ = node.communicate(timeout=120)
     assert node.returncode == 2, said
     assert expected in " ".join(said.split())
