@@ -349,7 +349,7 @@ def locked(folder: Path) -> bool:
 
 
 @contextlib.contextmanager
-def small_disk(folder: Path, size: str = "16m") -> Iterator[None]:
+def small_disk(folder: Path, size: str = "64m") -> Iterator[None]:
     """A folder with little room; needs root."""
     folder.mkdir(parents=True, exist_ok=True)
     _call("mount", "-t", "tmpfs", "-o", f"size={size}", "fedstill-test", folder)
