@@ -114,7 +114,7 @@ def test_a_superlink_is_killed(arena: Arena, observed: Observed) -> None:
 
 @faults
 def test_a_supernode_is_killed(arena: Arena, observed: Observed) -> None:
-    play = arena.begin(**{"rounds.count": 3})
+    play = arena.begin(**{"rounds.count": 6})
     play.wait(1)
     before = process(arena.federation, "node-south")
     begun = kill(before)
@@ -287,7 +287,7 @@ def test_the_servers_disk_is_full(arena: Arena, observed: Observed) -> None:
 @faults
 @needs_root
 def test_a_sites_disk_is_full(arena: Arena, observed: Observed) -> None:
-    play = arena.begin(**{"rounds.count": 3})
+    play = arena.begin(**{"rounds.count": 6})
     play.wait(1)
     with full(arena.federation.site("north").path / "store"):
         until(lambda: any("north" not in step["accepted"] for step in play.look()), 120, "a round without north")
@@ -324,7 +324,7 @@ def test_a_clock_is_an_hour_off(arena: Arena, observed: Observed, tmp_path: Path
     log = arena.federation.processes / "node-south.log"
     with changed_node(arena.federation, "south", environment=environment):
         online(arena.federation, "south")
-        play = arena.begin(**{"rounds.count": 3})
+        play = arena.begin(**{"rounds.count": 6})
         play.wait(1)
         size = len(log.read_text(errors="replace"))
         clock.write_text(str(3600 * hours))
@@ -346,7 +346,7 @@ def test_a_clock_is_an_hour_off(arena: Arena, observed: Observed, tmp_path: Path
 
 @faults
 def test_a_node_speaks_another_protocol(arena: Arena, observed: Observed, tmp_path: Path) -> None:
-    play = arena.begin(**{"rounds.count": 3})
+    play = arena.begin(**{"rounds.count": 6})
     play.wait(1)
     code = "import fedstill.common\nfedstill.common.PROTOCOL -= 1\n"
     with changed_node(arena.federation, "south", environment=at_start(tmp_path / "old", code)):

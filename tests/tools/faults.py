@@ -149,7 +149,10 @@ class Play:
         """Seconds from a moment until a site's answer counts again, in a step of at least that number."""
 
         def there() -> bool:
-            return any(site in step["accepted"] for step in self.look()[since:])
+            found = self.look()
+            counts = any(site in step["accepted"] for step in found[since:])
+            assert counts or len(found) < self.steps, f"{site} did not count again before the run's end"
+            return counts
 
         until(there, within, f"{site} counts again")
         return time.monotonic() - begun
