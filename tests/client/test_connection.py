@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from cryptography.x509.oid import NameOID
 
-from fedstill.client.connection import Endpoint, connection, endpoint
+from fedstill.client.connection import Endpoint, connection, endpoint, knock
 from fedstill.common.checkup import Check
 from fedstill.common.errors import ConfigError
 from fedstill.simulations import cli
@@ -107,12 +107,17 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
 
 
 @contextmanager
-def server(certificate: Path, *, asks_for: Path | None = None, ahead: float | None = 0.0) -> Iterator[int]:
-    """A server whose clock is ahead by so many seconds, or that says no time; gives its port."""
+def server(
+    certificate: Path, *, asks_for: Path | None = None, ahead: float | None = 0.0, lets_in: str = ""
+) -> Iterator[int]:
+    """A server whose clock is ahead by so many seconds, or that says no time, and that lets in one key or all.
+
+    Gives its port.
+    """
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            self.send_response_only(404)
+            self.send_response_only(403 if lets_in and self.headers["flwr-public-key"] != lets_in else 404)
             if ahead is not None:
                 self.send_header("Date", self.date_time_string(int(time.time() + ahead)))
             self.end_headers()
@@ -213,6 +218,58 @@ def test_clocks(authority: Authority, ahead: float | None, state: str, words: st
         check = look(Endpoint("localhost", port, authority.root))["clock"]
 
     assert (check.state, words in check.found) == (state, True)
+
+
+def test_a_door_that_lets_a_node_in(authority: Authority, key: Path, tmp_path: Path) -> None:
+    public = header_of(tmp_path / "node.pub", key)
+    with server(authority.sign("localhost"), asks_for=authority.root, lets_in=public) as port:
+        knock(Endpoint("localhost", port, authority.root, key, authority.sign("site.example")))
+
+
+def header_of(path: Path, key: Path) -> str:
+    """What the door compares, by the server's own code."""
+    from fedstill.server.deploy import identities
+
+    made = serialization.load_ssh_private_key(key.read_bytes(), password=None).public_key()
+    path.write_bytes(made.public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH))
+    return identities.header_of(path)
+
+
+@pytest.mark.parametrize(
+    ("ahead", "message"),
+    [
+        (3600.0, "this machine's clock: 3[0-9]{3} s behind that of localhost"),
+        (-3600.0, "this machine's clock: 3[0-9]{3} s ahead of that of localhost"),
+        (-8.0, "[78] s ahead of"),
+        (200.0, ""),
+        (-3.0, ""),
+        (None, ""),
+    ],
+)
+def test_a_door_and_a_clock(authority: Authority, key: Path, ahead: float | None, message: str) -> None:
+    with server(authority.sign("localhost"), ahead=ahead) as port:
+        to = Endpoint("localhost", port, authority.root, key)
+        if message:
+            with pytest.raises(ConfigError, match=message):
+                knock(to)
+        else:
+            knock(to)
+
+
+def test_a_door_that_stays_shut(authority: Authority, key: Path, tmp_path: Path) -> None:
+    other = Authority(tmp_path / "other")
+    with server(authority.sign("localhost"), asks_for=authority.root) as port:
+        with pytest.raises(ConfigError, match="closes the connection: it is none of that federation's"):
+            knock(Endpoint("localhost", port, authority.root, key, other.sign("site.example")))
+        with pytest.raises(ConfigError, match=r"certificate verify failed|self.signed|unable to get"):
+            knock(Endpoint("localhost", port, other.root, key, authority.sign("site.example")))
+    with server(authority.sign("localhost"), lets_in="another") as port:
+        with pytest.raises(ConfigError, match="they do not belong together, or the site was revoked"):
+            knock(Endpoint("localhost", port, authority.root, key))
+        with pytest.raises(ConfigError, match=r"node key .* cannot be used"):
+            knock(Endpoint("localhost", port, authority.root, authority.root))
+    with pytest.raises(OSError, match="refused"):
+        knock(Endpoint("localhost", port, authority.root, key))
 
 
 def test_nobody_there(authority: Authority, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

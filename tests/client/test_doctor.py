@@ -182,7 +182,7 @@ def test_the_store(party: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fedstill.client.doctor.shutil.disk_usage", lambda _: Usage(10**12, 10**12, 10**6))
     assert look(one.path)["store"].state == "wrong"
     program = (
-        "import sys\nfrom pathlib import Path\nfrom fedstill.client.lock import only_process\n"
+        "import sys\nfrom pathlib import Path\nfrom fedstill.common.lock import only_process\n"
         "with only_process(Path(sys.argv[1])):\n    print('here', flush=True)\n    sys.stdin.read()"
     )
     command = [sys.executable, "-c", program, str(one.store)]

@@ -15,15 +15,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from fedstill.client.lock import holder, only_process
 from fedstill.client.resources import within
 from fedstill.client.site import Resources
 from fedstill.common.errors import Reason, RefusalError, StorageError
+from fedstill.common.lock import holder, only_process
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from fedstill.client.lock import only_process
+from fedstill.common.lock import only_process
 with only_process(Path(sys.argv[1])):
     print("here", flush=True)
     time.sleep(float(sys.argv[2]))

@@ -232,9 +232,9 @@ def test_a_second_process_is_refused(
     party: Make, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     one = party()
-    monkeypatch.setattr("fedstill.client.lock.PATIENCE", 0.1)
+    monkeypatch.setattr("fedstill.common.lock.PATIENCE", 0.1)
     program = (
-        "import sys\nfrom pathlib import Path\nfrom fedstill.client.lock import only_process\n"
+        "import sys\nfrom pathlib import Path\nfrom fedstill.common.lock import only_process\n"
         "with only_process(Path(sys.argv[1])):\n    print('here', flush=True)\n    sys.stdin.read()"
     )
     command = [sys.executable, "-c", program, str(one.store)]

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 import shlex
-import signal
 import socket
 import subprocess
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 
 import httpx
@@ -224,29 +221,6 @@ def test_sigterm_ends_a_run_at_the_border_of_a_round_and_resume_goes_on(federati
     assert done.returncode == 0, done.stdout + done.stderr
     assert simulate(federation, tmp_path / "local").returncode == 0
     assert records(submitted.folder.path) == records(tmp_path / "local")
-
-
-@pytest.mark.faults
-def test_a_killed_process_comes_back_and_the_run_completes(federation: Federation, tmp_path: Path) -> None:
-    submitted = submit(federation, SCENARIO, public=parties(federation) / "public")
-    until(lambda: records(submitted.folder.path), 120, "the first step is committed")
-    for name in ("proxy", "superlink", "node-north"):
-        before = process(federation, name)
-        os.kill(before.pid, signal.SIGKILL)
-        until(partial(_again, federation, name, before.pid), 30, f"{name} comes back")
-    until(lambda: len(records(submitted.folder.path)) == 4, 240, "the run completes")
-    found = records(submitted.folder.path)
-    for step in found:
-        # Whoever counts, counts once.
-        assert len(step["accepted"]) == len(set(step["accepted"]))
-    until(lambda: running.status(federation).runs[0].completed, 60, "Flower knows it")
-
-
-def _again(federation: Federation, name: str, before: int) -> bool:
-    from fedstill.server.deploy.supervisor import read_state
-
-    now = read_state(federation.processes).processes[name]
-    return now is not None and now.pid != before and now.alive()
 
 
 def _header(federation: Federation, site: str) -> dict[str, str]:

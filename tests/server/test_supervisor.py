@@ -1,4 +1,4 @@
-"""The supervisor, with `sleep` in place of Flower's processes."""
+"""The supervisor: a dead process comes back, what it left behind ends, those of a killed supervisor go on."""
 
 from __future__ import annotations
 
@@ -6,37 +6,63 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from deployed import until
 
 from fedstill.server.deploy.supervisor import Identity, Wanted, began, children, end, read_state, write_wanted
 
-SLEEP = ("sleep", "300")
+SLEEP = ("sleep", "600")
+PARENT = (sys.executable, "-c", "import subprocess, time; subprocess.Popen(['sleep', '600']); time.sleep(600)")
+
+Begin = Callable[..., "subprocess.Popen[bytes]"]
 
 
-def until(there: Callable[[], Any], within: float = 15) -> Any:
-    deadline = time.monotonic() + within
-    while not (found := there()):
-        assert time.monotonic() < deadline, f"not within {within:g} s"
-        time.sleep(0.05)
+@pytest.fixture
+def begin(tmp_path: Path) -> Iterator[Begin]:
+    """Starts a supervisor of some processes; whatever runs is ended after the test."""
+    started: list[subprocess.Popen[bytes]] = []
+
+    def make(*wanted: Wanted) -> subprocess.Popen[bytes]:
+        write_wanted(tmp_path, wanted)
+        command = [sys.executable, "-m", "fedstill.server.deploy.supervisor", str(tmp_path)]
+        started.append(subprocess.Popen(command))
+        until(
+            lambda: _named(tmp_path) == {one.name for one in wanted} and _by(tmp_path) == started[-1].pid, 20, "state"
+        )
+        return started[-1]
+
+    yield make
+    for one in started:
+        one.terminate()
+        one.wait()
+    for identity in read_state(tmp_path).processes.values():
+        if identity is not None:
+            identity.signal(signal.SIGKILL)
+
+
+def _named(folder: Path) -> set[str]:
+    return {name for name, one in read_state(folder).processes.items() if one is not None and one.alive()}
+
+
+def _by(folder: Path) -> int:
+    supervisor = read_state(folder).supervisor
+    return supervisor.pid if supervisor is not None else 0
+
+
+def _process(folder: Path, name: str) -> Identity:
+    found: Any = read_state(folder).processes[name]
+    assert isinstance(found, Identity)
     return found
 
 
 @pytest.fixture
-def supervisor(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
+def supervisor(begin: Begin) -> subprocess.Popen[bytes]:
     """One with two processes."""
-    write_wanted(tmp_path, [Wanted("one", SLEEP), Wanted("two", SLEEP)])
-    process = subprocess.Popen([sys.executable, "-m", "fedstill.server.deploy.supervisor", str(tmp_path)])
-    try:
-        until(lambda: both(tmp_path))
-        yield process
-    finally:
-        process.terminate()
-        process.wait(30)
+    return begin(Wanted("one", SLEEP), Wanted("two", SLEEP))
 
 
 def both(folder: Path) -> list[Identity]:
@@ -55,7 +81,7 @@ def test_a_process_that_dies_is_started_again_and_the_other_is_left_alone(
 ) -> None:
     one, two = both(tmp_path)
     os.kill(one.pid, signal.SIGKILL)
-    again = until(lambda: running(tmp_path, "one") if running(tmp_path, "one") != one else None)
+    again = until(lambda: running(tmp_path, "one") if running(tmp_path, "one") != one else None, 20, "it is there")
     assert again.pid != one.pid
     assert read_state(tmp_path).starts == {"one": 2, "two": 1}
     assert running(tmp_path, "two") == two
@@ -65,7 +91,7 @@ def test_sighup_takes_what_is_wanted_now(supervisor: subprocess.Popen[bytes], tm
     one, two = both(tmp_path)
     write_wanted(tmp_path, [Wanted("two", SLEEP), Wanted("three", SLEEP)])
     supervisor.send_signal(signal.SIGHUP)
-    until(lambda: running(tmp_path, "three"))
+    until(lambda: running(tmp_path, "three"), 20, "it is there")
     assert not one.alive()
     assert running(tmp_path, "two") == two
     assert set(read_state(tmp_path).processes) == {"two", "three"}
@@ -75,7 +101,7 @@ def test_a_command_that_changed_is_played_anew(supervisor: subprocess.Popen[byte
     one, two = both(tmp_path)
     write_wanted(tmp_path, [Wanted("one", SLEEP, {"CHANGED": "1"}), Wanted("two", SLEEP)])
     supervisor.send_signal(signal.SIGHUP)
-    again = until(lambda: running(tmp_path, "one") if running(tmp_path, "one") != one else None)
+    again = until(lambda: running(tmp_path, "one") if running(tmp_path, "one") != one else None, 20, "it is there")
     assert b"CHANGED=1" in Path(f"/proc/{again.pid}/environ").read_bytes()
     assert running(tmp_path, "two") == two
 
@@ -98,11 +124,11 @@ def test_a_program_that_is_not_there_is_tried_again(tmp_path: Path, supervisor: 
     write_wanted(tmp_path, [Wanted("one", SLEEP), Wanted("two", SLEEP), Wanted("none", (str(tmp_path / "program"),))])
     supervisor.send_signal(signal.SIGHUP)
     log = tmp_path / "none.log"
-    until(lambda: log.is_file() and log.read_text().count("No such file") >= 2)
+    until(lambda: log.is_file() and log.read_text().count("No such file") >= 2, 20, "it is there")
     assert len(both(tmp_path)) == 2
     (tmp_path / "program").write_text("#!/bin/sh\nexec sleep 300\n")
     (tmp_path / "program").chmod(0o755)
-    until(lambda: running(tmp_path, "none"))
+    until(lambda: running(tmp_path, "none"), 20, "it is there")
 
 
 def test_a_process_that_takes_no_sigterm_is_killed() -> None:
@@ -112,7 +138,7 @@ def test_a_process_that_takes_no_sigterm_is_killed() -> None:
     assert stubborn.stdout is not None
     stubborn.stdout.readline()
     one = Identity(stubborn.pid, began(stubborn.pid))
-    started = [Identity(pid, began(pid)) for pid in until(lambda: children(stubborn.pid))]
+    started = [Identity(pid, began(pid)) for pid in until(lambda: children(stubborn.pid), 20, "a child")]
     end([one], grace=0.5)
     assert stubborn.wait(10) == -signal.SIGKILL
     assert not any(each.alive() for each in started)
@@ -136,3 +162,50 @@ def test_a_state_that_cannot_be_read_is_no_process(tmp_path: Path) -> None:
     assert read_state(tmp_path).processes == {}
     (tmp_path / "state.json").write_text("{")
     assert not read_state(tmp_path).running
+
+
+def test_what_a_dead_process_has_started_ends_before_it_comes_back(begin: Begin, tmp_path: Path) -> None:
+    begin(Wanted("parent", PARENT))
+    parent = _process(tmp_path, "parent")
+    (number,) = until(lambda: children(parent.pid), 20, "a child")
+    child = Identity(number, began(number))
+    os.kill(parent.pid, signal.SIGKILL)
+    until(lambda: _named(tmp_path) and _process(tmp_path, "parent") != parent, 20, "it comes back")
+    assert not child.alive()
+    assert read_state(tmp_path).starts["parent"] == 2
+
+
+def test_the_next_supervisor_takes_over_what_is_still_to_run(begin: Begin, tmp_path: Path) -> None:
+    first = begin(Wanted("same", SLEEP), Wanted("other", SLEEP), Wanted("gone", SLEEP))
+    ran = {name: _process(tmp_path, name) for name in ("same", "other", "gone")}
+    first.kill()
+    first.wait()
+    assert all(one.alive() for one in ran.values())
+
+    begin(Wanted("same", SLEEP), Wanted("other", SLEEP, {"NEW": "1"}))
+
+    assert _process(tmp_path, "same") == ran["same"]
+    assert _process(tmp_path, "other") != ran["other"]
+    assert not ran["other"].alive()
+    assert not ran["gone"].alive()
+    os.kill(ran["same"].pid, signal.SIGKILL)
+    until(lambda: "same" in _named(tmp_path) and _process(tmp_path, "same") != ran["same"], 20, "it is restarted")
+
+
+def test_sigterm_ends_what_was_taken_over(begin: Begin, tmp_path: Path) -> None:
+    first = begin(Wanted("one", SLEEP))
+    ran = _process(tmp_path, "one")
+    first.kill()
+    first.wait()
+    second = begin(Wanted("one", SLEEP))
+
+    second.terminate()
+    second.wait(timeout=30)
+
+    assert not ran.alive()
+
+
+def test_a_process_without_a_beginning_is_none() -> None:
+    with subprocess.Popen(["true"]) as done:
+        done.wait()
+    assert not Identity(done.pid, began(done.pid)).alive()

@@ -26,13 +26,13 @@ COMMAND = [sys.executable, "-c", "from fedstill.simulations.cli import main; mai
 NGINX = shutil.which("nginx", path=os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin"])) is not None
 
 
-def new_federation(folder: Path, sites: Sequence[str]) -> Federation:
+def new_federation(folder: Path, sites: Sequence[str], host: str = "localhost") -> Federation:
     """A federation on free ports of this machine."""
     with socket.socket() as first, socket.socket() as second:
         first.bind(("127.0.0.1", 0))
         second.bind(("127.0.0.1", 0))
         ports = first.getsockname()[1], second.getsockname()[1]
-    federation = Federation(folder, "test", "localhost", *ports, tuple(sites))
+    federation = Federation(folder, "test", host, *ports, tuple(sites))
     writing.init(federation)
     return federation
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import http.client
 import socket
@@ -15,7 +16,7 @@ from pathlib import Path
 
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import load_ssh_private_key
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_ssh_private_key
 
 from fedstill.common.checkup import Check
 from fedstill.common.errors import ConfigError
@@ -29,6 +30,10 @@ SHORT_OF_TIME = 21
 CLOSE, FAR = 5.0, 60.0
 """Seconds between two clocks: worth a note, and wrong. A message says until when it is good."""
 
+AHEAD, BEHIND = 5.5, 304.5
+"""Seconds by which a node's clock may differ: Flower takes no request that was signed 5 s from now, or 305 s ago. The
+half second is what a Date says of nothing."""
+
 _CURVES = ("secp256r1", "secp384r1", "secp521r1")
 
 
@@ -41,6 +46,7 @@ class Endpoint:
         root_certificates: PEM file of who signs its certificate.
         key: the node's private key, OpenSSH format.
         certificate: PEM file of the site's own certificate and its key, for a proxy that asks for one; None for none.
+        certificate_key: PEM file of its key, if it lies elsewhere.
     """
 
     host: str
@@ -48,6 +54,7 @@ class Endpoint:
     root_certificates: Path | None = None
     key: Path | None = None
     certificate: Path | None = None
+    certificate_key: Path | None = None
 
 
 def endpoint(
@@ -98,9 +105,7 @@ def _server(to: Endpoint) -> Iterator[Check]:
         yield Check("server certificate", "note", "not looked at", "name who signs it with --root-certificates")
         return
     try:
-        context = ssl.create_default_context(cafile=str(to.root_certificates))
-        if to.certificate is not None:
-            context.load_cert_chain(str(to.certificate))
+        context = _context(to)
     except (OSError, ssl.SSLError) as error:
         files = to.root_certificates if to.certificate is None else f"{to.root_certificates} or {to.certificate}"
         yield Check("certificates", "wrong", f"{files} cannot be used: {error}", "ask the operator for the files")
@@ -122,6 +127,71 @@ def _server(to: Endpoint) -> Iterator[Check]:
         with secure:
             yield _expiry(where, secure)
             yield _clock(to, secure)
+
+
+def knock(to: Endpoint) -> None:
+    """Ask the federation's door once, as the node will, for Flower's SuperNode tries a door that stays shut for ever.
+
+    Args:
+        to: with certificates and the node's key.
+
+    Raises:
+        ConfigError: for what no second try mends: a certificate, the node's key, the clock.
+        OSError: if the server does not answer; it may later.
+    """
+    where = f"{to.host}:{to.port}"
+    header = {_KEY_HEADER: _public(to.key)} if to.key is not None else {}
+    with socket.create_connection((to.host, to.port), timeout=PATIENCE) as plain:
+        try:
+            secure = _context(to).wrap_socket(plain, server_hostname=to.host)
+        except ssl.SSLCertVerificationError as error:
+            raise ConfigError(f"server certificate of {where}", error.verify_message, _cure(error, to)) from None
+        with secure, contextlib.closing(http.client.HTTPConnection(to.host, to.port, timeout=PATIENCE)) as client:
+            client.sock = secure
+            begun = time.time()
+            try:
+                client.request("GET", "/v1/fleet/pull-messages", headers={**header, "Connection": "close"})
+                reply = client.getresponse()
+            except (http.client.BadStatusLine, ConnectionResetError, ssl.SSLError):
+                raise ConfigError(
+                    f"certificate {to.certificate}",
+                    f"{where} closes the connection: it is none of that federation's, or out of date",
+                    "ask the operator for the site's files",
+                ) from None
+    if reply.status == http.client.FORBIDDEN:
+        raise ConfigError(
+            f"certificate {to.certificate} with node key {to.key}",
+            f"{where} does not let them in: they do not belong together, or the site was revoked",
+            "ask the operator for the site's files",
+        )
+    off = _off(begun, reply.getheader("Date"))
+    if off is not None and not -BEHIND < off < AHEAD:
+        found = f"{abs(off):.0f} s {'ahead of' if off > 0 else 'behind'} that of {where}, which refuses the node for it"
+        raise ConfigError("this machine's clock", found, "set it (NTP)")
+
+
+_KEY_HEADER = "flwr-public-key"
+"""In which Flower's node says who it is."""
+
+
+def _public(path: Path) -> str:
+    """What the node with that private key sends in the header.
+
+    Raises:
+        ConfigError: if it is none.
+    """
+    try:
+        key = load_ssh_private_key(path.read_bytes(), password=None).public_key()
+    except (OSError, ValueError, TypeError) as error:
+        raise ConfigError(f"node key {path}", f"cannot be used: {error}", "ask the operator for it") from None
+    return base64.b64encode(key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)).decode("ascii")
+
+
+def _context(to: Endpoint) -> ssl.SSLContext:
+    context = ssl.create_default_context(cafile=str(to.root_certificates) if to.root_certificates else None)
+    if to.certificate is not None:
+        context.load_cert_chain(str(to.certificate), str(to.certificate_key) if to.certificate_key else None)
+    return context
 
 
 _EXPIRED, _NOT_YET, _OTHER_NAME = 10, 9, 62
@@ -159,13 +229,20 @@ def _clock(to: Endpoint, secure: ssl.SSLSocket) -> Check:
     except (OSError, http.client.HTTPException) as error:
         cure = "" if to.certificate else "; if it asks for a certificate, name it with --certificate"
         return Check("clock", "note", f"the server says no time: {error}", f"compare the clocks by hand{cure}")
-    if told is None:
+    off = _off(begun, told)
+    if off is None:
         return Check("clock", "note", "the server says no time", "compare the clocks by hand")
-    # The header has whole seconds: the middle of its second is the best guess.
-    off = (begun + time.time()) / 2 - (parsedate_to_datetime(told).timestamp() + 0.5)
     found = f"{abs(off):.0f} s {'ahead of' if off > 0 else 'behind'} the server's"
-    if abs(off) > FAR:
+    if off > AHEAD or abs(off) > FAR:
         return Check("clock", "wrong", found, "set it (NTP): messages and certificates are good for a time")
     if abs(off) > CLOSE:
         return Check("clock", "note", found, "set it (NTP)")
     return Check("clock", "right", found)
+
+
+def _off(begun: float, told: str | None) -> float | None:
+    """Seconds by which this machine's clock is ahead of a server that says its time; None if it says none."""
+    if told is None:
+        return None
+    # The header has whole seconds: the middle of its second is the best guess.
+    return (begun + time.time()) / 2 - (parsedate_to_datetime(told).timestamp() + 0.5)

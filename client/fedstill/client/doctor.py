@@ -17,7 +17,6 @@ from fedstill.client.connection import Endpoint, connection
 from fedstill.client.guard import site_guard
 from fedstill.client.holdings import Holding, own_task
 from fedstill.client.ledger import DAY, Ledger
-from fedstill.client.lock import holder, only_process
 from fedstill.client.resources import within
 from fedstill.client.site import Site, read_site
 from fedstill.common.checkup import Check, flower_settings, packages, software
@@ -26,6 +25,7 @@ from fedstill.common.data.pack import Pack, read_pack
 from fedstill.common.errors import DataError, FedstillError, MismatchError, RefusalError, StorageError
 from fedstill.common.files import write_atomically
 from fedstill.common.handshake import check_software
+from fedstill.common.lock import holder, only_process
 from fedstill.common.models import build_model, parameter_count
 
 LEAST_DISK = 100 * 2**20

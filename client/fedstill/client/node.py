@@ -14,12 +14,12 @@ from flwr.app import Context
 from fedstill.client.guard import Guard, site_guard, usual_guard
 from fedstill.client.holdings import Holdings, owned, simulated
 from fedstill.client.ledger import Ledger
-from fedstill.client.lock import only_process
 from fedstill.client.resources import within
 from fedstill.client.site import VARIABLE as SITE_VARIABLE
 from fedstill.client.site import Resources, Site, read_site
 from fedstill.client.store import Store
 from fedstill.common.errors import ConfigError, DataError, Reason, RefusalError
+from fedstill.common.lock import only_process
 from fedstill.common.logs import show_where_flower_does
 from fedstill.common.scenario import Scenario, TaskPlan, single_task
 from fedstill.common.sources import from_run_config

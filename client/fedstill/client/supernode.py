@@ -7,16 +7,18 @@ front of which `bundle` looks at the app that the server has sent.
 
 from __future__ import annotations
 
+import http.client
 import os
 import ssl
 import stat
 import sys
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from fedstill.client.connection import endpoint, knock
 from fedstill.common.environment import PROCESSES
 from fedstill.common.errors import ConfigError, nearest
 
@@ -79,11 +81,12 @@ def run(node: Node) -> None:
     """Be the site's SuperNode until it is ended; does not return.
 
     Raises:
-        ConfigError: if the certificate cannot be used.
+        ConfigError: if certificate or node key cannot be used, are not let in, or the clock is wrong.
     """
     for name, value in PROCESSES.items():
         os.environ.setdefault(name, value)
     show_certificate(Path(node.ca), Path(node.certificate), Path(node.key))
+    _knock(node)
     home = Path(os.environ.get("FLWR_HOME") or Path.home() / ".flwr")
     # Not in a temporary folder: were it cleaned up, Flower's own program would be found, which looks at nothing.
     os.environ["PATH"] = os.pathsep.join([_shim(home / "fedstill"), _programs(), os.environ.get("PATH", "")])
@@ -91,6 +94,16 @@ def run(node: Node) -> None:
     from flwr.supernode.cli import flower_supernode
 
     flower_supernode()
+
+
+def _knock(node: Node) -> None:
+    to = endpoint(
+        node.superlink, root_certificates=Path(node.ca), key=Path(node.node_key), certificate=Path(node.certificate)
+    )
+    try:
+        knock(replace(to, certificate_key=Path(node.key)))
+    except (OSError, http.client.HTTPException) as error:
+        print(f"{node.superlink} does not answer yet: {error}", file=sys.stderr)
 
 
 def arguments(node: Node) -> list[str]:

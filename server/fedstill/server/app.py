@@ -14,6 +14,7 @@ from types import FrameType
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
+from fedstill.common.lock import only_process
 from fedstill.common.logs import show_where_flower_does
 from fedstill.common.sources import from_run_config
 from fedstill.server.folder import begin_folder
@@ -41,16 +42,26 @@ def main(grid: Grid, context: Context) -> None:
     named = str(config.get("data-dir") or os.environ.get("FEDSTILL_DATA") or "")
     data_dir = Path(named) if named else None
     public = Path(str(config["public"])) if config.get("public") else None
-    folder = begin_folder(Path(str(config["run-dir"])) if config.get("run-dir") else None, scenario, data_dir=data_dir)
-    last = scenario.rounds.count + 1
-    trackers: list[Tracker] = [Lines(last=last)]
-    if address := str(config.get("metrics") or os.environ.get(METRICS_VARIABLE) or ""):
-        trackers.append(Prometheus(address, folder.name, last=last, committed=folder.records()))
-    log.info("run %s", folder.name)
-    with stopped_politely() as stopping:
+    path = Path(str(config["run-dir"])) if config.get("run-dir") else None
+    with stopped_politely() as stopping, _alone(path):
+        folder = begin_folder(path, scenario, data_dir=data_dir)
+        if path is not None:
+            folder.add(flower={"run": str(context.run_id)})
+        last = scenario.rounds.count + 1
+        trackers: list[Tracker] = [Lines(last=last)]
+        if address := str(config.get("metrics") or os.environ.get(METRICS_VARIABLE) or ""):
+            trackers.append(Prometheus(address, folder.name, last=last, committed=folder.records()))
+        log.info("run %s", folder.name)
         launch(scenario, grid, folder, data_dir=data_dir, public=public, trackers=trackers, stopping=stopping)
     log.info("%s", verdict(summary(folder)))
     log.info("run folder %s, report %s", folder.path.resolve(), folder.report.resolve())
+
+
+def _alone(path: Path | None) -> contextlib.AbstractContextManager[None]:
+    """Nobody else plays in a run folder that was named; one that was not is this process's by its name."""
+    if path is None:
+        return contextlib.nullcontext()
+    return only_process(path, what="run folder", cure="wait for its end, or stop it")
 
 
 @contextlib.contextmanager

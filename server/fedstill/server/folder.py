@@ -6,6 +6,7 @@
     clients/        students of a simulated run
     tensorboard/    events
     report.html     made at the end, and by `fedstill report`
+    lock            held by the process that plays a run of a federation
 
 Every file is whole at any moment, but for the last line of rounds.jsonl.
 """
@@ -25,6 +26,7 @@ from typing import Any
 from fedstill.common import __version__
 from fedstill.common.errors import RunFolderError
 from fedstill.common.files import storage_error, write_atomically
+from fedstill.common.lock import LOCK
 from fedstill.common.scenario import Scenario, dump, parse, to_toml
 from fedstill.server import checkpoint
 from fedstill.server.record import to_line
@@ -144,7 +146,7 @@ def new_folder(path: Path, scenario: Scenario, *, data_dir: Path | None, extra: 
         RunFolderError: if something is there already.
         StorageError: if it cannot be written.
     """
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+    if path.exists() and (not path.is_dir() or {one.name for one in path.iterdir()} - {LOCK}):
         raise RunFolderError(f"run folder {path}", "exists already", "resume it with --resume, or name another one")
     folder = RunFolder(path)
     config = {

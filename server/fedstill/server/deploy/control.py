@@ -118,6 +118,11 @@ def start(federation: Federation, config: Mapping[str, str]) -> str:
     return str(_call(federation, "run", app, "here", "--run-config", str(path), superlink=False)["run-id"])
 
 
+def stop(federation: Federation, number: str) -> None:
+    """End a run."""
+    _call(federation, "stop", number)
+
+
 def _known(federation: Federation) -> dict[str, str]:
     """Nodes that were let in, by site."""
     path = federation.server / _NODES

@@ -106,12 +106,15 @@ def up(
     wanted = _server(federation, data_dir)
     folder = federation.processes
     folder.mkdir(exist_ok=True)
-    write_wanted(folder, wanted)
+    nodes = [_node(federation, site, data_dir) for site in sites]
+    running = {name for name, one in read_state(folder).processes.items() if one is not None and one.alive()}
+    # A node that is there already stays; the others begin when the SuperLink knows them.
+    write_wanted(folder, [*wanted, *(one for one in nodes if one.name in running)])
     _supervise(federation)
     tell("waiting for the SuperLink")
     _until(lambda: answers(federation), within, "the SuperLink does not answer", folder / "superlink.log")
     register(federation)
-    write_wanted(folder, [*wanted, *(_node(federation, site, data_dir) for site in sites)])
+    write_wanted(folder, [*wanted, *nodes])
     _nudge(federation)
     if sites:
         tell(f"waiting for {len(sites)} nodes")

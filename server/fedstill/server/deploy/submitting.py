@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedstill.common.errors import FedstillError, RunError
+from fedstill.common.errors import FedstillError, RefusalError, RunError
+from fedstill.common.lock import holder, only_process
 from fedstill.common.scenario import Scenario, dump, to_toml
 from fedstill.server.deploy import control
 from fedstill.server.deploy.control import FlowerRun
@@ -70,17 +71,31 @@ def submit(
 def resume(federation: Federation, folder: RunFolder, *, metrics: str = "") -> Submitted:
     """Go on with a run whose server has died or was stopped, from its last committed step.
 
+    Whether it has is seen by the run folder's lock, which ends with its process: Flower notices a dead ServerApp only
+    after a minute. Other runs do not matter.
+
     Raises:
-        RunError: if the SuperLink still plays it, or does not answer.
+        RunError: if a ServerApp still plays it, or the SuperLink does not answer.
     """
     config = open_folder(folder.path).config()
-    for one in control.runs(federation):
-        if not one.finished:
-            raise RunError(f"run {one.id}", f"is {one.status}", "wait for its end, or stop it: flwr stop")
+    try:
+        with only_process(folder.path, patience=0):
+            pass
+    except RefusalError:
+        found = f"process {holder(folder.path)} still plays it"
+        raise RunError(f"run {folder.name}", found, "wait for its end, or stop it: flwr stop") from None
+    _give_up(federation, str(config.get("flower", {}).get("run", "")))
     data, public = (Path(config[key]) if config.get(key) else None for key in ("data-dir", "public"))
     return submit(
         federation, folder.scenario(), data_dir=data, public=public, metrics=metrics, folder=folder.path.resolve()
     )
+
+
+def _give_up(federation: Federation, number: str) -> None:
+    """Let Flower know that a run is over whose ServerApp is dead: its nodes work for it no more."""
+    for one in control.runs(federation):
+        if one.id == number and not one.finished:
+            control.stop(federation, number)
 
 
 def follow(

@@ -4,11 +4,15 @@
 
 What is to run stands in run/wanted.json, what runs in run/state.json. SIGHUP: look again at what is to run. SIGTERM:
 end everything and leave. A process is known by its id and the time at which it began, so that an id which the system
-has given to another process later is never mistaken for it.
+has given to another process later is never mistaken for it. What a process has started ends with it.
+
+A supervisor that was killed leaves its processes running. The next one takes over those that are still to run as they
+are, and ends the others.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import signal
@@ -51,6 +55,11 @@ class Wanted:
     environment: Mapping[str, str] = field(default_factory=dict)
     folder: str = "."
 
+    @property
+    def digest(self) -> str:
+        """Of everything: by it a supervisor knows whether what runs is what is to run."""
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:16]
+
 
 @dataclass(frozen=True, slots=True)
 class Identity:
@@ -66,7 +75,7 @@ class Identity:
 
     def alive(self) -> bool:
         """Whether that very process runs still."""
-        return began(self.pid) == self.began
+        return self.began > 0 and began(self.pid) == self.began
 
     def signal(self, number: int) -> None:
         """Send a signal, if it is that process still."""
@@ -98,6 +107,20 @@ def children(pid: int) -> list[int]:
     for one in found:
         found += [child for child, parent in parents.items() if parent == one]
     return found[1:]
+
+
+def left_behind(pid: int) -> list[Identity]:
+    """What runs still of the session that a process had begun, besides itself."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            session = int(stat.read_text(errors="replace").rpartition(")")[2].split()[3])
+        except OSError:
+            continue
+        number = int(stat.parent.name)
+        if session == pid and number != pid and began(number):
+            found.append(Identity(number, began(number)))
+    return found
 
 
 def end(processes: Sequence[Identity], *, grace: float = GRACE) -> None:
@@ -145,6 +168,7 @@ class Supervisor:
 
     def run(self) -> None:
         """Work until SIGTERM."""
+        self._adopt(read_state(self._folder))
         signal.signal(signal.SIGTERM, self._on_signal)
         signal.signal(signal.SIGINT, self._on_signal)
         signal.signal(signal.SIGHUP, self._on_signal)
@@ -174,15 +198,30 @@ class Supervisor:
         for one in wanted:
             self._children.setdefault(one.name, _Child(one))
 
+    def _adopt(self, state: State) -> None:
+        wanted = {one.name: one for one in read_wanted(self._folder)}
+        strangers = []
+        for name, identity in state.processes.items():
+            if identity is None or not identity.alive():
+                continue
+            if name in wanted and wanted[name].digest == state.digests.get(name):
+                self._children[name] = _Child(wanted[name], None, identity, time.monotonic(), starts=state.starts[name])
+            else:
+                strangers.append(identity)
+        end(strangers)
+
     def _turn(self) -> None:
         now = time.monotonic()
         for child in self._children.values():
-            if child.process is not None and (code := child.process.poll()) is not None:
+            if child.identity is not None and not child.identity.alive():
+                # Before the process is waited for: its id is nobody else's yet.
+                end(left_behind(child.identity.pid), grace=GRACE / 4)
                 if now - child.since >= SETTLED:
                     child.pause = FIRST_PAUSE
                 child.due, child.pause = now + child.pause, min(2 * child.pause, LONGEST_PAUSE)
-                child.process, child.identity, child.last_exit = None, None, code
-            if child.process is None and now >= child.due:
+                child.last_exit = child.process.wait() if child.process is not None else None
+                child.process = child.identity = None
+            if child.identity is None and now >= child.due:
                 self._start(child)
 
     def _start(self, child: _Child) -> None:
@@ -220,6 +259,7 @@ class Supervisor:
                     **(asdict(child.identity) if child.identity is not None else {}),
                     "starts": child.starts,
                     "exit": child.last_exit,
+                    "digest": child.wanted.digest,
                 }
                 for name, child in self._children.items()
             },
@@ -250,11 +290,13 @@ class State:
         supervisor: itself; None if there was none.
         processes: by name; None for one that is about to be started again.
         starts: how often each was started.
+        digests: of what each was to be (`Wanted.digest`).
     """
 
     supervisor: Identity | None
     processes: Mapping[str, Identity | None]
     starts: Mapping[str, int]
+    digests: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def running(self) -> bool:
@@ -273,6 +315,7 @@ def read_state(folder: Path) -> State:
         Identity(**found["supervisor"]),
         {name: Identity(one["pid"], one["began"]) if "pid" in one else None for name, one in processes.items()},
         {name: one["starts"] for name, one in processes.items()},
+        {name: one.get("digest", "") for name, one in processes.items()},
     )
 
 
