@@ -1,7 +1,7 @@
 """Messages out, replies in: everything that the round engine knows of Flower's `Grid`.
 
-Only `push_messages` and `pull_messages` are used: `send_and_receive` gives all replies or those of its timeout, polls
-every three seconds, and cannot tell who is missing.
+Messages are pushed and pulled: `send_and_receive` gives all replies or those of its timeout, polls every three seconds,
+and cannot tell who is missing. How they are pulled is in `inbox`.
 """
 
 from __future__ import annotations
@@ -12,6 +12,9 @@ from dataclasses import dataclass
 
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
+
+from fedstill.common.errors import FedstillError
+from fedstill.server.inbox import LARGEST, inbox
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.01, 0.5
 """Seconds between two looks for replies: short while they come, longer while they do not."""
@@ -30,11 +33,13 @@ class Reply:
         client: the name of the client that the question went to.
         message: as it came.
         again: this client's reply to this question came before.
+        fault: why it cannot be read, in which case the message is an error; None if it can.
     """
 
     client: str
     message: Message
     again: bool
+    fault: FedstillError | None = None
 
 
 def ask(
@@ -46,6 +51,7 @@ def ask(
     group: str,
     deadline: float,
     clock: Clock = time.monotonic,
+    largest: int = LARGEST,
 ) -> Iterator[Reply]:
     """Ask clients and give their replies as they come, until all are here or the deadline has passed.
 
@@ -57,18 +63,20 @@ def ask(
         group: shown in Flower's logs.
         deadline: seconds from now, on the monotonic clock: a change of the wall clock moves nothing.
         clock: the monotonic clock, in seconds.
+        largest: bytes of a reply.
     """
     end = clock() + deadline
     waiting = _push(grid, questions, nodes, kind=kind, group=group, ttl=deadline + SPARE_TTL)
     asked = dict(waiting)
+    pull = inbox(grid, largest=largest)
     pause = FIRST_PAUSE
     while waiting and clock() < end:
         looked = clock()
-        replies = list(grid.pull_messages(list(waiting)))
+        replies = pull(list(waiting))
         for reply in replies:
-            question = reply.metadata.reply_to_message_id
-            if question in asked:
-                yield Reply(asked[question], reply, again=waiting.pop(question, None) is None)
+            if reply.question in asked:
+                again = waiting.pop(reply.question, None) is None
+                yield Reply(asked[reply.question], reply.message, again, reply.fault)
         pause = FIRST_PAUSE if replies else min(pause * 1.5, LONGEST_PAUSE)
         if not replies:
             # A grid that waits by itself, as ours does, is not waited for twice.

@@ -100,6 +100,8 @@ def gather(grid: Grid, tasks: Mapping[str, ServerTask], *, count: int, least: in
     for reply in ask(grid, questions, asked, kind=DESCRIBE, group="describe", deadline=deadline):
         node = asked[reply.client]
         try:
+            if reply.fault is not None:
+                raise reply.fault
             if reply.message.has_error():
                 refused[node] = last_line(reply.message.error.reason or "no reason given")[:LONGEST_DETAIL]
                 continue
