@@ -10,27 +10,30 @@ from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any, cast
 
+import httpx
 import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, RecordDict
 from flwr.app.message import remove_content_from_message
 from flwr.common.serde import message_to_proto
-from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest, ObjectTree, PullObjectRequest
+from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest, ObjectTree, PullObjectRequest, PushObjectRequest
 from flwr.proto.node_pb2 import Node
-from flwr.proto.runtime_pb2 import PullAppMessagesRequest
+from flwr.proto.runtime_pb2 import PullAppMessagesRequest, PushAppMessagesRequest
 from flwr.serverapp import Grid
-from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree
+from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree, iterate_object_tree
 from flwr.supercore.task_identity import TaskIdentity
 
 from fedstill.common.errors import FedstillError, KnowledgeError, MismatchError, Reason
 from fedstill.server import inbox as inboxes
 from fedstill.server.inbox import Inbox, Pulled, inbox
+from fedstill.server.outbox import push
 
 LARGEST = 100_000
 
 
 @pytest.fixture(autouse=True)
-def _identity() -> None:
+def _identity(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fedstill.server.inbox.time.sleep", lambda _: None)
     TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 1, 1
 
 
@@ -52,6 +55,7 @@ class SuperLink:
     objects: dict[str, bytes] = field(default_factory=dict)
     confirmed: list[str] = field(default_factory=list)
     pulled: int = 0
+    refuses: bool = False
 
     def push(self, reply: Message, *, without: Collection[str] = (), instead: dict[str, bytes] | None = None) -> str:
         """Put a reply there as an honest node does, but for objects that are missing or others; gives its id."""
@@ -78,6 +82,19 @@ class SuperLink:
         return SimpleNamespace(
             object_found=there is not None, object_available=bool(there), object_content=there or b""
         )
+
+    def PushMessages(self, request: PushAppMessagesRequest) -> Any:  # noqa: N802
+        ids = [message.metadata.message_id for message in request.messages_list]
+        wanted = {one.object_id for tree in request.message_object_trees for one in iterate_object_tree(tree)}
+        if self.refuses:
+            return SimpleNamespace(message_ids=[""] * len(ids), objects_to_push=[], session_id="s")
+        return SimpleNamespace(message_ids=ids, objects_to_push=sorted(wanted), session_id="s")
+
+    def PushObject(self, request: PushObjectRequest) -> Any:  # noqa: N802
+        if request.object_id in self.objects:
+            return SimpleNamespace(stored=False)
+        self.objects[request.object_id] = request.object_content
+        return SimpleNamespace(stored=True)
 
     def ConfirmMessageReceived(self, request: ConfirmMessageReceivedRequest) -> None:  # noqa: N802
         self.confirmed.append(request.message_object_id)
@@ -253,3 +270,80 @@ def test_another_grid_is_asked_as_it_wants_to_be() -> None:
     grid = SimpleNamespace(pull_messages=lambda ids: [reply] if asked.metadata.message_id in ids else [])
 
     assert inbox(cast(Grid, grid))([asked.metadata.message_id]) == [Pulled(asked.metadata.message_id, reply)]
+
+
+def failing(status: int) -> httpx.HTTPStatusError:
+    request = httpx.Request("POST", "https://here")
+    return httpx.HTTPStatusError("it fails", request=request, response=httpx.Response(status, request=request))
+
+
+def test_a_superlink_that_fails_for_a_moment_is_asked_again() -> None:
+    link, asked = SuperLink(), question()
+    link.push(Message(content(), reply_to=asked))
+    faults = iter([failing(500), failing(503)])
+    pull = link.PullMessages
+
+    def pull_messages(request: PullAppMessagesRequest) -> Any:
+        for fault in faults:
+            raise fault
+        return pull(request)
+
+    link.PullMessages = pull_messages  # type: ignore[method-assign]
+
+    assert [one.fault for one in opened(link).pull([asked.metadata.message_id])] == [None]
+
+
+@pytest.mark.parametrize(("status", "patience"), [(401, 60.0), (500, 0.0)])
+def test_what_does_not_pass_is_no_reason_to_wait(monkeypatch: pytest.MonkeyPatch, status: int, patience: float) -> None:
+    monkeypatch.setattr(inboxes, "PATIENCE", patience)
+    calls: list[int] = []
+
+    def call() -> None:
+        calls.append(1)
+        raise failing(status)
+
+    with pytest.raises(httpx.HTTPStatusError):
+        inboxes.patiently(call)
+    assert calls == [1]
+
+
+class TestOutbox:
+    """Messages to clients."""
+
+    @staticmethod
+    def grid(link: SuperLink) -> Grid:
+        return cast(Grid, SimpleNamespace(_runtime_client=link, node=Node(node_id=1), run=SimpleNamespace(run_id=1)))
+
+    @staticmethod
+    def message(value: int) -> Message:
+        return Message(content(value), 11, "train.round", ttl=60.0)
+
+    def test_messages_are_there_with_all_their_objects(self) -> None:
+        link, sent = SuperLink(), [self.message(1), self.message(2)]
+
+        taken = push(self.grid(link), sent)
+
+        assert set(taken) == {one.metadata.message_id for one in sent} == {one.object_id for one in sent}
+        assert set(link.objects) == {key for one in sent for key in get_all_nested_objects(one)}
+
+    def test_an_object_that_is_not_taken_ends_nothing(self, caplog: pytest.LogCaptureFixture) -> None:
+        link, sent = SuperLink(), self.message(1)
+        link.objects["refused"] = b""
+
+        assert push(self.grid(link), [sent]) == [sent.metadata.message_id]
+        assert push(self.grid(link), [sent]) == [sent.metadata.message_id]
+        assert "was not taken" in caplog.text
+
+    def test_too_much_for_one_request_is_nothing_taken(self) -> None:
+        link = SuperLink()
+
+        def push_messages(request: PushAppMessagesRequest) -> Any:
+            raise failing(413)
+
+        link.PushMessages = push_messages  # type: ignore[method-assign]
+
+        assert push(self.grid(link), [self.message(1)]) == []
+
+    def test_what_the_superlink_does_not_take_is_not_named(self) -> None:
+        link, sent = SuperLink(refuses=True), self.message(1)
+        assert push(self.grid(link), [sent]) == []

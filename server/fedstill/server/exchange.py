@@ -1,7 +1,8 @@
 """Messages out, replies in: everything that the round engine knows of Flower's `Grid`.
 
 Messages are pushed and pulled: `send_and_receive` gives all replies or those of its timeout, polls every three seconds,
-and cannot tell who is missing. How they are pulled is in `inbox`.
+and cannot tell who is missing. How is in `outbox` and
+`inbox`.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from flwr.serverapp import Grid
 
 from fedstill.common.errors import FedstillError
 from fedstill.server.inbox import LARGEST, inbox
+from fedstill.server.outbox import push
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.01, 0.5
 """Seconds between two looks for replies: short while they come, longer while they do not."""
@@ -87,11 +89,10 @@ def _push(
     grid: Grid, questions: Mapping[str, RecordDict], nodes: Mapping[str, int], *, kind: str, group: str, ttl: float
 ) -> dict[str, str]:
     """Client name by message id, for every message that went out."""
-    # A list, not a generator: Flower's HTTP grid reads it more than once.
     messages = [Message(content, nodes[name], kind, ttl=ttl, group_id=group) for name, content in questions.items()]
-    accepted = set(grid.push_messages(messages))
+    accepted = set(push(grid, messages))
     if not accepted and len(messages) > 1:  # Flower's answer when the batch is too large for one request
-        accepted = {identity for message in messages for identity in grid.push_messages([message])}
+        accepted = {identity for message in messages for identity in push(grid, [message])}
     # The ids come back without those that were refused, so that their order says nothing; each message knows its own.
     names = {message.metadata.message_id: name for message, name in zip(messages, questions, strict=True)}
     return {identity: name for identity, name in names.items() if identity in accepted}

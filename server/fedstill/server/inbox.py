@@ -4,20 +4,23 @@ A message lies in the SuperLink as objects: itself, its records, arrays, chunks 
 waits up to three minutes for objects that a sender has announced and not sent, ends the run by an exception at objects
 that make no message, and builds an array as often as the sender repeats its chunks. Here a reply that is not all there
 is looked for again at the next look, objects are counted and their bytes added up before anything is built of them, and
-what a message says of itself has to be what the SuperLink has checked.
+what a message says of itself has to be what the SuperLink has checked. A SuperLink that fails for a moment (its
+database is locked, say, while many sites write at once) is asked again.
 
-This is the one place that knows more of Flower than its public interface: the HTTP client below its `HttpGrid`. Any
-other grid is asked in the public way.
+This and `outbox` are the places that know more of Flower than its public interface: the HTTP client below its
+`HttpGrid`. Any other grid is asked in the public way.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import time
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
+import httpx
 from flwr.app import Array, Message, RecordDict
 from flwr.common.serde import message_from_proto
 from flwr.proto.error_pb2 import Error as ProtoError
@@ -41,8 +44,11 @@ log = logging.getLogger(__name__)
 LARGEST = 2**28
 """Bytes of a message, unless a run says otherwise."""
 
-MOST_OBJECTS = 10_000
-"""Of one message: a model of a thousand tensors is three thousand."""
+MOST_OBJECTS = 1_000
+"""Of one message: each array is two of them, or more if it is above 5 MiB. The door lets few more be announced."""
+
+PATIENCE = 60.0
+"""Seconds for which a SuperLink that fails is asked again."""
 
 AT_ONCE = 64
 """Objects of one message that are fetched in one look: nobody's reply holds up the others for long."""
@@ -61,6 +67,28 @@ class Pulled:
     question: str
     message: Message
     fault: FedstillError | None = None
+
+
+T = TypeVar("T")
+
+
+def patiently(call: Callable[[], T], *, pause: float = 0.5) -> T:
+    """What a call to the SuperLink gives, asked again while the SuperLink says that the fault is its own (5xx).
+
+    Such a call has changed nothing there. Flower itself asks again if nobody answers, or a proxy says so.
+
+    Raises:
+        httpx.HTTPStatusError: if it says so for longer than `PATIENCE`.
+    """
+    end = time.monotonic() + PATIENCE
+    while True:
+        try:
+            return call()
+        except httpx.HTTPStatusError as error:
+            if error.response.status_code < httpx.codes.INTERNAL_SERVER_ERROR or time.monotonic() >= end:
+                raise
+            log.warning("the SuperLink fails (%d); it is asked again", error.response.status_code)
+        time.sleep(pause)
 
 
 Pull = Callable[[Collection[str]], list[Pulled]]
@@ -125,7 +153,7 @@ class Inbox:
         fresh = [one for one in ids if one not in self._pending]  # the SuperLink forgets a reply that it has named
         found: list[Pulled] = []
         if fresh:
-            response = self.client.PullMessages(PullAppMessagesRequest(message_ids=fresh))
+            response = patiently(lambda: self.client.PullMessages(PullAppMessagesRequest(message_ids=fresh)))
             for proto, tree in zip(response.messages_list, response.message_object_trees, strict=True):
                 found += self._begin(proto, tree)
         for question in list(self._pending):
@@ -167,7 +195,7 @@ class Inbox:
         """Fetch the next object, if it is there."""
         identity = pending.missing[0]
         request = PullObjectRequest(node=self.node, run_id=self.run, object_id=identity)
-        response = self.client.PullObject(request)
+        response = patiently(lambda: self.client.PullObject(request))
         if not response.object_found:
             raise KnowledgeError(
                 f"object {identity[:12]} of a message", "was announced, and never came", reason=Reason.NO_ANSWER
@@ -182,9 +210,8 @@ class Inbox:
 
     def _end(self, pending: _Pending, fault: FedstillError | None, message: Message | None = None) -> list[Pulled]:
         identity = pending.proto.metadata.message_id
-        self.client.ConfirmMessageReceived(
-            ConfirmMessageReceivedRequest(node=self.node, run_id=self.run, message_object_id=identity)
-        )
+        received = ConfirmMessageReceivedRequest(node=self.node, run_id=self.run, message_object_id=identity)
+        patiently(lambda: self.client.ConfirmMessageReceived(received))
         if message is None:
             error = ProtoError(code=0, reason=str(fault))
             message = message_from_proto(ProtoMessage(metadata=pending.proto.metadata, error=error))
