@@ -307,6 +307,19 @@ def test_what_does_not_pass_is_no_reason_to_wait(monkeypatch: pytest.MonkeyPatch
     assert calls == [1]
 
 
+@pytest.mark.parametrize(("status", "becomes"), [(500, httpx.TransportError), (401, httpx.HTTPStatusError)])
+def test_a_heartbeat_takes_a_superlink_that_fails_for_one_that_is_away(status: int, becomes: type[Exception]) -> None:
+    def beat(request: object) -> None:
+        raise failing(status)
+
+    client = SimpleNamespace(SendTaskHeartbeat=beat)
+    inboxes.keep_beating(cast(Grid, SimpleNamespace(_runtime_client=client)))
+    inboxes.keep_beating(cast(Grid, SimpleNamespace()))
+
+    with pytest.raises(becomes):
+        client.SendTaskHeartbeat(object())
+
+
 class TestOutbox:
     """Messages to clients."""
 

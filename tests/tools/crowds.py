@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import shutil
 import socket
 import sys
@@ -15,13 +16,16 @@ from typing import Any
 
 from attackers import Attacker, Diary
 from flwr.app import RecordDict
+from flwr.cli.cli_client_interceptor import CliClientHttpInterceptor
+from flwr.proto.control_pb2 import RegisterNodeRequest
+from flwr.supercore.control import ControlHttpClient
 from light_sites import Act, LightSite, Sites, honest
 from malformed import KINDS
 
 from fedstill.common.data.pack import read_pack
 from fedstill.common.scenario import Scenario, parse
 from fedstill.common.sources import override, read_table
-from fedstill.server.deploy import running, writing
+from fedstill.server.deploy import identities, running, writing
 from fedstill.server.deploy.control import FlowerRun
 from fedstill.server.deploy.layout import Federation
 from fedstill.server.deploy.submitting import follow, submit
@@ -167,10 +171,23 @@ def world(folder: Path, scenario: Scenario, sites: Sequence[str], copies: Mappin
     federation = Federation(folder / "federation", "many", "localhost", *ports, (*sites, *copies))
     writing.init(federation)
     try:
-        running.up(federation, sites=(), data_dir=None, within=120)
+        running.up(replace(federation, sites=federation.sites[:1]), sites=(), data_dir=None, within=300)
+        _register(federation, federation.sites[1:])
         yield World(federation, parties)
     finally:
         running.down(federation)
+
+
+def _register(federation: Federation, sites: Sequence[str]) -> None:
+    """Let sites in as `running.register` does, without a process for each."""
+    authority = (federation.server / "ca.crt").read_bytes()
+    client = ControlHttpClient.from_server_address(
+        f"127.0.0.1:{federation.superlink_port}", False, authority, interceptors=[CliClientHttpInterceptor()]
+    )
+    for site in sites:
+        key = base64.b64decode(identities.header_of(federation.site(site).path / "node.pub"))
+        client.RegisterNode(RegisterNodeRequest(public_key=key, name=site))
+    client.close()
 
 
 def scenario_of(**changes: object) -> Scenario:

@@ -91,6 +91,27 @@ def patiently(call: Callable[[], T], *, pause: float = 0.5) -> T:
         time.sleep(pause)
 
 
+def keep_beating(grid: Grid) -> None:
+    """Let the heartbeat of Flower's ServerApp outlive a SuperLink that fails for a moment.
+
+    Its thread ends at the first 500, and a minute later the run has failed; a broken connection it takes for what it is.
+    """
+    client = getattr(grid, "_runtime_client", None)
+    if client is None:
+        return
+    beat = client.SendTaskHeartbeat
+
+    def patient(request: Any) -> Any:
+        try:
+            return beat(request)
+        except httpx.HTTPStatusError as error:
+            if error.response.status_code < httpx.codes.INTERNAL_SERVER_ERROR:
+                raise
+            raise httpx.TransportError(str(error)) from error
+
+    client.SendTaskHeartbeat = patient
+
+
 Pull = Callable[[Collection[str]], list[Pulled]]
 """Replies that are there to the questions of those ids."""
 
