@@ -94,7 +94,7 @@ def patiently(call: Callable[[], T], *, pause: float = 0.5) -> T:
 def keep_beating(grid: Grid) -> None:
     """Let the heartbeat of Flower's ServerApp outlive a SuperLink that fails for a moment.
 
-    Its thread ends at the first 500, and a minute later the run has failed; a broken connection it takes for what it is.
+    Its thread ends at the first 500, and a minute later the run has failed; at a broken connection it tries again.
     """
     client = getattr(grid, "_runtime_client", None)
     if client is None:
