@@ -168,6 +168,9 @@ class TestDoor:
             headers = _header(federation, "north")
             body = bytes((writing.BODY << 20) + 1)
             assert site.post("/v1/fleet/push-object", headers=headers, content=body).status_code == 413
+            # Other requests are small, or announce more objects than anybody should.
+            assert site.post("/v1/fleet/push-messages", headers=headers, content=bytes(2**20)).status_code == 413
+            assert site.post("/v1/fleet/push-object", headers=headers, content=bytes(2**20)).status_code != 413
             for path in (
                 "/v1/fleet/../control/list-runs",
                 "/v1/fleet/%2e%2e/control/list-runs",

@@ -63,6 +63,9 @@ _SAMPLES = "samples"
 _RECALLED = "recalled"
 _NO_ROWS: NDArray[np.generic] = np.zeros(0)
 
+_RECORDS: dict[str, type] = {_TASK: ConfigRecord, _KNOWLEDGE: ArrayRecord, _METRICS: MetricRecord}
+"""Records of an answer beside its head, by how their names begin."""
+
 CLIENT = "client"
 """Record of an order that differs from client to client."""
 
@@ -196,6 +199,7 @@ def read_answer(content: RecordDict, order: Order) -> Answer:
     head = head_of(content)
     if is_plea(content):
         raise KnowledgeError("no answer", "expected one to a self-contained order", reason=Reason.CONTEXT)
+    _check_records(content)
     codec = order.method.codec
     tasks = {}
     for name, task, arrays in _tasks(content):
@@ -215,6 +219,17 @@ def read_answer(content: RecordDict, order: Order) -> Answer:
         version=whole(head, "version"),
         tasks=tasks,
     )
+
+
+def _check_records(content: RecordDict) -> None:
+    """Refuse records that no answer has: what is passed over would be counted as an answer without it."""
+    for key, record in content.items():
+        prefix = next((one for one in _RECORDS if key.startswith(one)), "")
+        if key != HEAD and not isinstance(record, _RECORDS.get(prefix, ())):
+            raise KnowledgeError(
+                f"record '{key[:LONGEST_NAME]}', a {type(record).__name__}",
+                f"expected {', '.join(f'{one}NAME, a {kind.__name__}' for one, kind in _RECORDS.items())}",
+            )
 
 
 def write_plea() -> RecordDict:

@@ -20,6 +20,7 @@ from fedstill.common.knowledge import AboutSamples, Form, Layout, Parameters, Pr
 from fedstill.common.messages import Answer, Order, TaskAnswer
 from fedstill.common.sides import ClientInfo
 from fedstill.common.task import TaskSpec
+from fedstill.server.inbox import check_bytes
 
 log = logging.getLogger(__name__)
 
@@ -89,26 +90,31 @@ class Gate:
     tasks: Mapping[str, TaskGate]
     largest: int
 
-    def admit(self, reply: Message, *, answered: bool = False) -> Answer | Rejection:
+    def admit(
+        self, reply: Message, *, answered: bool = False, fault: FedstillError | None = None
+    ) -> Answer | Rejection:
         """An answer that may be used, or why not.
 
         Args:
             reply: as it came.
             answered: this client's answer of this round is in already.
+            fault: why it could not even be read.
         """
-        if reply.has_error():
+        if reply.has_error() and fault is None:
             return self._rejection(Reason.CLIENT_ERROR, last_line(reply.error.reason or "no reason given"))
         try:
             if answered:
                 raise MismatchError("a second answer", "the first one counts", reason=Reason.DUPLICATE)
-            self._check_size(declared_bytes(reply.content))
+            if fault is not None:
+                raise fault
+            check_bytes(declared_bytes(reply.content), self.largest)
             # Before the protocol is compared, for a client of another one says so in a refusal; and after.
             refusal = introduction.read_refusal(reply.content)
             content = reply.content if refusal is not None else wire.opened(reply.content)
             refusal = refusal or introduction.read_refusal(content)
             if refusal is not None:
                 return self._rejection(refusal.reason, refusal.detail)
-            self._check_size(declared_bytes(content))
+            check_bytes(declared_bytes(content), self.largest)
             answer = records.read_answer(content, self.order)
             self._check(answer)
         except (KnowledgeError, MismatchError) as error:
@@ -124,15 +130,6 @@ class Gate:
 
     def _rejection(self, reason: Reason, detail: str) -> Rejection:
         return Rejection(self.client, reason, detail[:LONGEST_DETAIL])
-
-    def _check_size(self, size: int) -> None:
-        if size > self.largest:
-            raise KnowledgeError(
-                f"{size} bytes",
-                f"expected at most {self.largest}",
-                "raise rounds.largest-message if that is right",
-                reason=Reason.TOO_LARGE,
-            )
 
     def _check(self, answer: Answer) -> None:
         if answer.client != self.client:

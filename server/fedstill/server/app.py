@@ -18,6 +18,7 @@ from fedstill.common.lock import only_process
 from fedstill.common.logs import show_where_flower_does
 from fedstill.common.sources import from_run_config
 from fedstill.server.folder import begin_folder
+from fedstill.server.inbox import keep_beating
 from fedstill.server.launch import launch
 from fedstill.server.summary import summary
 from fedstill.server.trackers import Tracker
@@ -37,6 +38,7 @@ app = ServerApp()
 def main(grid: Grid, context: Context) -> None:
     """Play the run that Flower's run_config describes."""
     show_where_flower_does()
+    keep_beating(grid)
     config = context.run_config
     scenario = from_run_config(config)
     named = str(config.get("data-dir") or os.environ.get("FEDSTILL_DATA") or "")

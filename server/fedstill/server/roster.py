@@ -25,6 +25,7 @@ from fedstill.common.wire import LONGEST_NAME
 from fedstill.server.admission import LONGEST_DETAIL, last_line
 from fedstill.server.exchange import ask
 from fedstill.server.holdings import ServerTask
+from fedstill.server.inbox import patiently
 from fedstill.server.record import Traffic
 
 log = logging.getLogger(__name__)
@@ -100,6 +101,8 @@ def gather(grid: Grid, tasks: Mapping[str, ServerTask], *, count: int, least: in
     for reply in ask(grid, questions, asked, kind=DESCRIBE, group="describe", deadline=deadline):
         node = asked[reply.client]
         try:
+            if reply.fault is not None:
+                raise reply.fault
             if reply.message.has_error():
                 refused[node] = last_line(reply.message.error.reason or "no reason given")[:LONGEST_DETAIL]
                 continue
@@ -192,7 +195,7 @@ def _wait_for_nodes(grid: Grid, count: int, deadline: float) -> list[int]:
     end = time.monotonic() + deadline
     seen = -1
     while True:
-        ids = sorted(grid.get_node_ids())
+        ids = sorted(patiently(grid.get_node_ids))
         if len(ids) >= count or time.monotonic() >= end:
             return ids
         if len(ids) != seen:

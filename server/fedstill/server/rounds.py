@@ -188,9 +188,8 @@ def play(run: Run, state: RunState | None = None) -> RunState:
 
 
 def _roster(run: Run) -> Roster:
-    clients = run.scenario.clients
+    clients, deadline = run.scenario.clients, run.scenario.rounds.deadline
     least = max(1, math.ceil(clients.cohort * clients.quorum * clients.count))
-    deadline = run.scenario.rounds.deadline
     roster = rosters.gather(run.grid, run.tasks, count=clients.count, least=least, deadline=deadline)
     rosters.check_tasks(roster, run.tasks)
     rosters.check_models(roster, run.scenario.algorithm, run.tasks)
@@ -348,7 +347,7 @@ def _collect(turn: Turn, cohort: Sequence[str], *, attempt: int) -> Collected:
     run.pulse(pulse)
     for reply in replies(Asked(questions, orders, up, down), partial(_ask, turn)):
         gate = Gate(reply.client, orders[reply.client], gates, limits.largest_message)
-        admitted = gate.admit(reply.message, answered=reply.again)
+        admitted = gate.admit(reply.message, answered=reply.again, fault=reply.fault)
         if isinstance(admitted, Answer):
             answers[reply.client] = admitted
         else:
@@ -387,6 +386,7 @@ def _ask(turn: Turn, questions: Mapping[str, RecordDict]) -> Iterator[Reply]:
         group=str(turn.step),
         deadline=turn.run.scenario.rounds.deadline,
         clock=turn.run.clock,
+        largest=turn.run.scenario.rounds.largest_message,
     )
 
 

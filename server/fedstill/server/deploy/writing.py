@@ -20,8 +20,11 @@ from fedstill.server.deploy.layout import Federation, Site
 INSTALLED = "/opt/fedstill/bin"
 """Where systemd units look for the programs."""
 
-BODY, RATE, BURST = 64, 50, 200
-"""MiB of a request; requests a second of one site, and how many at once: a round of 200 kB is about 20 requests."""
+BODY, ANNOUNCED = 64, 192
+"""MiB of an object; KiB of any other request: 73 bytes announce an object, and a message has at most 2,500."""
+
+RATE, BURST = 50, 200
+"""Requests a second of one site, and how many at once: a round of 200 kB is about 20 requests."""
 
 LOOPBACK = ("localhost", "127.0.0.1")
 
@@ -142,7 +145,7 @@ def _server(federation: Federation, authority: identities.Authority) -> None:
         "root-certificates": str(server / "ca.crt"),
     }
     _write(server / "flwr" / "config.toml", to_toml({"superlink": {"default": "here", "here": connection}}))
-    words = {**_words(federation), "rate": RATE, "burst": BURST, "body": BODY}
+    words = {**_words(federation), "rate": RATE, "burst": BURST, "body": BODY, "announced": ANNOUNCED}
     _write(server / "nginx.conf", _filled("nginx.conf", words))
     _write(server / "app" / "pyproject.toml", _filled("app.toml", words))
     for unit in ("superlink", "superexec", "proxy"):
