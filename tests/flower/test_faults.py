@@ -32,6 +32,7 @@ from faults import (
     namespace,
     node_command,
     online,
+    server_log,
     small_disk,
 )
 
@@ -378,17 +379,15 @@ def _said(step: dict[str, object], site: str) -> str:
 @faults
 def test_a_node_has_another_version(arena: Arena, observed: Observed, tmp_path: Path) -> None:
     code = "import fedstill.common\nfedstill.common.__version__ = '0.0.9'\n"
-    log = arena.federation.processes / "superexec.log"
     with changed_node(arena.federation, "south", environment=at_start(tmp_path / "old", code)):
         online(arena.federation, "south")
-        size = len(log.read_text(errors="replace"))
         play = arena.begin(**{"rounds.count": 1})
         play.check()
     assert all(step["cohort"] == ["east", "north"] for step in play.look())
-    said = log.read_text(errors="replace")[size:]
+    said = server_log(arena.federation, play.submitted.id)
     assert "does not take part: other-version" in said
     assert "0.0.9" in said
-    observed("a node with another fedstill", "it is not asked; the server's log says other-version", "its next run")
+    observed("a node with another fedstill", "it is not asked; `flwr log` says other-version", "its next run")
 
 
 @pytest.mark.parametrize("fault", ["other authority", "missing", "other site's key"])

@@ -329,6 +329,14 @@ def online(federation: Federation, *sites: str, within: float = 150) -> None:
     until(there, within, f"{', '.join(sites)} on line")
 
 
+def server_log(federation: Federation, run: str) -> str:
+    """What the ServerApp of a run has logged, which Flower keeps."""
+    command = [sys.executable, "-c", "from flwr.cli.app import app; app()", "log", run, "here", "--show"]
+    environment = {**os.environ, **control.environment(federation)}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment, check=False)
+    return done.stdout + done.stderr
+
+
 def at_start(folder: Path, code: str) -> dict[str, str]:
     """Environment in which every Python process runs some code before all else."""
     folder.mkdir()
