@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from deployed import fedstill, own_data, process, records, started_by, until
+from deployed import COMMAND, fedstill, own_data, process, records, started_by, until
 
 from fedstill.common.errors import FedstillError
 from fedstill.common.scenario import Scenario, parse
@@ -439,12 +439,12 @@ def _call(*command: object) -> None:
     assert done.returncode == 0, (command, done.stderr)
 
 
-def node_command(config: Path, home: Path, **environment: str) -> subprocess.Popen[str]:
-    """`fedstill node`, as a site starts it."""
-    return subprocess.Popen(
-        [sys.executable, "-c", "from fedstill.simulations.cli import main; main()", "node", str(config)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env={**os.environ, "FLWR_HOME": str(home), "COLUMNS": "200", **environment},
-    )
+def node_command(config: Path, home: Path, log: Path) -> subprocess.Popen[bytes]:
+    """`fedstill node`, as a site starts it; its words go to a file, which what it starts may hold longer."""
+    with open(log, "wb") as stream:
+        return subprocess.Popen(
+            [*COMMAND, "node", str(config)],
+            stdout=stream,
+            stderr=stream,
+            env={**os.environ, "FLWR_HOME": str(home), "COLUMNS": "200"},
+        )
