@@ -219,9 +219,11 @@ def _numbers(step: Mapping[str, Any]) -> dict[str, Any]:
 
 def orphans(federation: Federation) -> list[int]:
     """Processes of a federation that its supervisor does not know."""
-    supervisor = read_state(federation.processes).supervisor
-    assert supervisor is not None
-    known = {supervisor.pid, os.getpid(), *children(supervisor.pid), *children(os.getpid())}
+    state = read_state(federation.processes)
+    assert state.supervisor is not None
+    # Those that a supervisor has taken over are nobody's children.
+    roots = {os.getpid(), state.supervisor.pid, *(one.pid for one in state.processes.values() if one is not None)}
+    known = roots | {child for root in roots for child in children(root)}
     found = []
     for one in Path("/proc").glob("[0-9]*"):
         try:
