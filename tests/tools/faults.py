@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from deployed import fedstill, own_data, process, records, started_by, until
+from deployed import COMMAND, fedstill, own_data, process, records, started_by, until
 
 from fedstill.common.errors import FedstillError
 from fedstill.common.scenario import Scenario, parse
@@ -219,9 +219,11 @@ def _numbers(step: Mapping[str, Any]) -> dict[str, Any]:
 
 def orphans(federation: Federation) -> list[int]:
     """Processes of a federation that its supervisor does not know."""
-    supervisor = read_state(federation.processes).supervisor
-    assert supervisor is not None
-    known = {supervisor.pid, os.getpid(), *children(supervisor.pid), *children(os.getpid())}
+    state = read_state(federation.processes)
+    assert state.supervisor is not None
+    # Those that a supervisor has taken over are nobody's children.
+    roots = {os.getpid(), state.supervisor.pid, *(one.pid for one in state.processes.values() if one is not None)}
+    known = roots | {child for root in roots for child in children(root)}
     found = []
     for one in Path("/proc").glob("[0-9]*"):
         try:
@@ -329,6 +331,14 @@ def online(federation: Federation, *sites: str, within: float = 150) -> None:
     until(there, within, f"{', '.join(sites)} on line")
 
 
+def server_log(federation: Federation, run: str) -> str:
+    """What the ServerApp of a run has logged, which Flower keeps."""
+    command = [sys.executable, "-c", "from flwr.cli.app import app; app()", "log", run, "here", "--show"]
+    environment = {**os.environ, **control.environment(federation)}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment, check=False)
+    return done.stdout + done.stderr
+
+
 def at_start(folder: Path, code: str) -> dict[str, str]:
     """Environment in which every Python process runs some code before all else."""
     folder.mkdir()
@@ -431,12 +441,12 @@ def _call(*command: object) -> None:
     assert done.returncode == 0, (command, done.stderr)
 
 
-def node_command(config: Path, home: Path, **environment: str) -> subprocess.Popen[str]:
-    """`fedstill node`, as a site starts it."""
-    return subprocess.Popen(
-        [sys.executable, "-c", "from fedstill.simulations.cli import main; main()", "node", str(config)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env={**os.environ, "FLWR_HOME": str(home), "COLUMNS": "200", **environment},
-    )
+def node_command(config: Path, home: Path, log: Path) -> subprocess.Popen[bytes]:
+    """`fedstill node`, as a site starts it; its words go to a file, which what it starts may hold longer."""
+    with open(log, "wb") as stream:
+        return subprocess.Popen(
+            [*COMMAND, "node", str(config)],
+            stdout=stream,
+            stderr=stream,
+            env={**os.environ, "FLWR_HOME": str(home), "COLUMNS": "200"},
+        )
