@@ -18,7 +18,7 @@ import torch
 from fedstill.client.resources import within
 from fedstill.client.site import Resources
 from fedstill.common.errors import Reason, RefusalError, StorageError
-from fedstill.common.lock import holder, only_process
+from fedstill.common.lock import held, holder, only_process
 
 HOLD = """
 import sys, time
@@ -52,6 +52,14 @@ def test_a_second_process_is_refused(tmp_path: Path) -> None:
             pass
         assert caught.value.reason is Reason.BUSY
         assert str(process.pid) in str(caught.value)
+
+
+def test_whether_a_lock_is_held_is_seen_without_taking_it(tmp_path: Path) -> None:
+    assert not held(tmp_path)
+    with only_process(tmp_path):
+        assert held(tmp_path)
+    assert not held(tmp_path)
+    assert holder(tmp_path) == os.getpid()
 
 
 def test_a_killed_process_lets_go(tmp_path: Path) -> None:

@@ -62,6 +62,24 @@ def only_process(
         os.close(descriptor)
 
 
+def held(folder: Path) -> bool:
+    """Whether a process holds a folder's lock just now."""
+    import fcntl
+
+    try:
+        descriptor = os.open(folder / LOCK, os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        # Shared, so that two who look do not see each other.
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
 def _taken(descriptor: int) -> bool:
     import fcntl
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,17 +10,19 @@ from pathlib import Path
 from typing import Any
 
 from fedstill.common.errors import FedstillError, RefusalError, RunError
-from fedstill.common.lock import holder, only_process
+from fedstill.common.lock import held, holder, only_process
 from fedstill.common.scenario import Scenario, dump, to_toml
 from fedstill.server.deploy import control
 from fedstill.server.deploy.control import FlowerRun
 from fedstill.server.deploy.layout import Federation
 from fedstill.server.folder import RunFolder, fresh_path, open_folder
 
-ASK = 3.0
-"""Seconds between two questions how a run is; its committed rounds are read from the run folder, more often."""
+ASK, ASK_PLAYED = 3.0, 30.0
+"""Seconds between two questions how a run is, and while its ServerApp is at work: each is a process of its own, about
+two seconds of a core that the run could use."""
 
 LOOK = 0.5
+"""Seconds between two looks at the run folder, for committed rounds and for the lock that the ServerApp holds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,21 +108,29 @@ def follow(
 
     A SuperLink that does not answer for a while is no end: the run goes on without it.
     """
-    told = len(submitted.folder.records()) if submitted.folder.path.is_dir() else 0
+    folder = submitted.folder
+    size = _size(folder)
+    told = len(folder.records()) if size else 0
     asked = 0.0
     while True:
-        now = time.monotonic()
         state: FlowerRun | None = None
-        if now - asked >= ASK:
-            asked = now
-            try:
+        if time.monotonic() - asked >= (ASK_PLAYED if held(folder.path) else ASK):
+            with contextlib.suppress(FedstillError):
                 state = control.run(federation, submitted.id)
-            except FedstillError:
-                state = None
-        records = submitted.folder.records() if submitted.folder.path.is_dir() else []
-        for record in records[told:]:
-            on_step(record)
-        told = len(records)
+            asked = time.monotonic()
+        if (now := _size(folder)) != size:
+            records, size = folder.records(), now
+            for record in records[told:]:
+                on_step(record)
+            told = len(records)
         if state is not None and state.finished:
             return state
         time.sleep(LOOK)
+
+
+def _size(folder: RunFolder) -> int:
+    """Bytes of the file of committed steps."""
+    try:
+        return (folder.path / "rounds.jsonl").stat().st_size
+    except FileNotFoundError:
+        return 0
