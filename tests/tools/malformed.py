@@ -430,12 +430,12 @@ def another_attempt_or_run(sound: Sound) -> Reply:
     return sound.written(**({"attempt": 99} if sound.rng.integers(2) else {"run": "another-run"}))
 
 
-@kind(Reason.STALE, Reason.KIND, when="any")
+@kind(Reason.STALE, Reason.KIND, Reason.SHAPE, when="any")
 def replay_of_its_own(sound: Sound) -> Reply:
     return sound.before if sound.before is not None else sound.written(round=sound.order.round + 1)
 
 
-@kind(Reason.SENDER, when="any")
+@kind(Reason.SENDER, Reason.SHAPE, when="any")
 def replay_of_somebody_else(sound: Sound) -> Reply:
     names = sorted(set(sound.others) - {sound.site})
     return sound.others[names[int(sound.rng.integers(len(names)))]] if names else sound.written(client="somebody")
@@ -487,7 +487,7 @@ def an_error(sound: Sound) -> Reply:
 
 @kind(Reason.CLIENT_ERROR, when="any")
 def a_long_error(sound: Sound) -> Reply:
-    return Error(2, "x" * 500_000)
+    return Error(2, "x" * 100_000)  # of twice as much the proxy lets nothing through
 
 
 @kind(*set(Reason), when="any")
