@@ -22,11 +22,14 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+
+from fedstill.client.supernode import write_shim
 
 ROOT = Path(__file__).resolve().parents[1]
 FLOWER = {
@@ -92,18 +95,50 @@ print(json.dumps({
 """
 
 
-def measured(python: Path, code: str, place: Path) -> dict[str, float]:
-    """MB at the end and at most, and seconds, of a process that runs the code."""
+_WARM = """
+import os, sys
+from pathlib import Path
+from fedstill.client import warm
+from fedstill.client.bundle import main
+warm.load()
+if warm.serve(Path(sys.argv[1]), os.getppid()):
+    exec(os.environ["PLAY"])
+"""
+"""As a node has it, with the code that is measured in place of Flower's ClientApp."""
+
+
+def measured(python: Path, code: str, place: Path, *, shim: Path | None = None) -> dict[str, float]:
+    """MB at the end and at most, and seconds, of a process that runs the code.
+
+    Args:
+        python: that runs it.
+        code: of Python.
+        place: where the student lies.
+        shim: program with a process behind it that is warm, which is asked in place of a new one.
+    """
+    code = f"PLACE = {str(place)!r}\n{code}{_TELL}"
     begun = time.perf_counter()
     done = subprocess.run(
-        [python, "-c", f"PLACE = {str(place)!r}\n{code}{_TELL}"],
-        env={**os.environ, **FLOWER},
+        [shim] if shim else [python, "-c", code],
+        env={**os.environ, **FLOWER, "PLAY": code},
         capture_output=True,
         text=True,
         check=True,
     )
     told: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     return {**told, "wall": time.perf_counter() - begun}
+
+
+@contextmanager
+def warm(python: Path, place: Path) -> Iterator[tuple[Path, int]]:
+    """A program with a process behind it that is warm, and that one's id."""
+    folder = place / "warm"
+    shim = Path(write_shim(folder)) / "flwr-clientapp"
+    with subprocess.Popen([python, "-c", _WARM, folder / "warm.sock"], env={**os.environ, **FLOWER}) as process:
+        while not (folder / "warm.sock").exists():
+            time.sleep(0.05)
+        yield shim, process.pid
+        process.terminate()
 
 
 def tree_pss(process: int) -> float:
@@ -227,6 +262,8 @@ def memory(core: Path, alone: Path, place: Path) -> None:
     for heading in ("", "at the end", "at most"):
         table.add_column(heading, justify="right" if heading else "left")
     table.add_row("idle: SuperNode and SuperExec", f"{idle(core, place):.0f}", "")
+    with warm(core, place) as (_, process):
+        table.add_row("and a process that is warm", f"{tree_pss(process):.0f}", "")
     for name, python, code in (
         ("client process with its student", core, _STUDENT),
         ("training, 2,000 images", core, _TRAINED),
@@ -256,10 +293,14 @@ def waiting(core: Path, alone: Path, place: Path, runs: int) -> None:
         ("exported student in onnxruntime", alone, _ONNX),
     )
     found: dict[str, list[dict[str, float]]] = {name: [] for name, _, _ in kinds}
-    for _ in range(runs + 1):  # in turn, for the machine's speed drifts
-        for name, python, code in kinds:
-            found[name].append(measured(python, code, place))
-    for name, _, _ in kinds:
+    fork = "ready for a message, by a process that is warm"
+    found[fork] = []
+    with warm(core, place) as (shim, _):
+        for _ in range(runs + 1):  # in turn, for the machine's speed drifts
+            for name, python, code in kinds:
+                found[name].append(measured(python, code, place))
+            found[fork].append(measured(core, _STUDENT, place, shim=shim))
+    for name in found:
         told = found[name][1:]  # after one run files are in memory
         columns = ([one[key] for one in told] for key in ("cpu", "wall"))
         row = [f"{value:.2f}" for column in columns for value in (statistics.median(column), min(column))]

@@ -106,7 +106,7 @@ def test_ctrl_c_ends_it_too(play_small: Any) -> None:
 @pytest.mark.parametrize(
     ("words", "kind", "told"),
     [
-        ([], UnsupportedError, "serve a student with --client NAME"),
+        ([], UnsupportedError, "take a client's student (--client NAME)"),
         (["--client", "client-7"], ConfigError, "client 'client-7'"),
         (["--host", "0.0.0.0"], ConfigError, "--host 0.0.0.0 without TLS: expected a certificate"),
         (["--certificate", "a.pem"], ConfigError, "expected both or none"),

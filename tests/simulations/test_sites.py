@@ -197,7 +197,10 @@ def serve(scenario: Scenario, parties: Path, run: Path, tmp_path: Path) -> RunFo
     return RunFolder(run)
 
 
-def test_a_server_that_has_the_pack_alone(parties: Path, small: Small, tmp_path: Path) -> None:
+def test_a_server_that_has_the_pack_alone(
+    parties: Path, small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("FEDSTILL_DATA", raising=False)
     scenario = small({"teacher.kind": "model"})
     whole = played(scenario, parties, tmp_path / "a" / "run")
 

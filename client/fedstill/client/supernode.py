@@ -18,7 +18,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from fedstill.client import shim
 from fedstill.client.connection import endpoint, knock
+from fedstill.client.warm import start
 from fedstill.common.environment import PROCESSES
 from fedstill.common.errors import ConfigError, nearest
 
@@ -35,6 +37,7 @@ class Node:
         certificate, key: the site's.
         node_key: the private key by which Flower knows the node.
         site: client.toml, in which the site says what it has and what may leave it; "" in a rehearsal.
+        warm: whether a process waits with everything loaded, so that no message waits for imports (see `warm`).
         config: further values for the ClientApp, such as `partition-id` in a rehearsal.
     """
 
@@ -46,6 +49,7 @@ class Node:
     key: str = "site.key"
     node_key: str = "node.key"
     site: str = ""
+    warm: bool = True
     config: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -66,6 +70,8 @@ def read_node(path: Path) -> Node:
     for key in ("name", "superlink"):
         if not isinstance(table.get(key), str) or not table[key]:
             raise ConfigError(f"key '{key}' in {path}", "expected a text")
+    if not isinstance(table.get("warm", True), bool):
+        raise ConfigError(f"key 'warm' in {path}", "expected true or false")
     values = {key.replace("-", "_"): value for key, value in table.items()}
     folder = path.resolve().parent
     for key in ("ca", "certificate", "key", "node_key", "site"):
@@ -89,7 +95,9 @@ def run(node: Node) -> None:
     _knock(node)
     home = Path(os.environ.get("FLWR_HOME") or Path.home() / ".flwr")
     # Not in a temporary folder: were it cleaned up, Flower's own program would be found, which looks at nothing.
-    os.environ["PATH"] = os.pathsep.join([_shim(home / "fedstill"), _programs(), os.environ.get("PATH", "")])
+    os.environ["PATH"] = os.pathsep.join([write_shim(home / "fedstill"), _programs(), os.environ.get("PATH", "")])
+    if node.warm:
+        start(home / "fedstill")
     sys.argv = ["flower-supernode", *arguments(node)]
     from flwr.supernode.cli import flower_supernode
 
@@ -147,11 +155,13 @@ def show_certificate(ca: Path, certificate: Path, key: Path) -> None:
     httpx.Client = Client  # type: ignore[misc]
 
 
-def _shim(folder: Path) -> str:
+def write_shim(folder: Path) -> str:
     """A folder with a `flwr-clientapp` that looks at the app before it runs it."""
     folder.mkdir(parents=True, exist_ok=True)
     program = folder / "flwr-clientapp"
-    program.write_text(f"#!{sys.executable}\nfrom fedstill.client.bundle import main\nmain()\n", encoding="utf-8")
+    # Isolated, and without packages: it has to start at once.
+    content = Path(shim.__file__).read_text(encoding="utf-8")
+    program.write_text(f"#!{sys.executable} -IS\n{content}", encoding="utf-8")
     program.chmod(program.stat().st_mode | stat.S_IXUSR)
     return str(folder)
 
