@@ -150,13 +150,24 @@ def _begin(selector: selectors.BaseSelector, listener: socket.socket) -> bool:
         return True
     for file in files:
         os.close(file)
-    running = Running(pid, os.pidfd_open(pid), shim)
     shim.setblocking(False)
-    with contextlib.suppress(OSError):  # it is gone, which is seen at the next look
-        shim.send(f"{pid}\n".encode())
-    selector.register(running.handle, selectors.EVENT_READ, running)
+    _tell(shim, pid)
+    try:
+        handle = os.pidfd_open(pid)
+    except ProcessLookupError:  # it has ended already
+        _, status = os.waitpid(pid, 0)
+        _tell(shim, os.waitstatus_to_exitcode(status))
+        shim.close()
+        return False
+    running = Running(pid, handle, shim)
+    selector.register(handle, selectors.EVENT_READ, running)
     selector.register(shim, selectors.EVENT_READ, running)
     return False
+
+
+def _tell(shim: socket.socket, number: int) -> None:
+    with contextlib.suppress(OSError):  # it is gone
+        shim.send(f"{number}\n".encode())
 
 
 def _end(selector: selectors.BaseSelector, running: Running) -> None:
@@ -168,8 +179,7 @@ def _end(selector: selectors.BaseSelector, running: Running) -> None:
     selector.unregister(running.handle)
     selector.unregister(running.shim)
     os.close(running.handle)
-    with contextlib.suppress(OSError):  # it is gone
-        running.shim.send(f"{os.waitstatus_to_exitcode(status)}\n".encode())
+    _tell(running.shim, os.waitstatus_to_exitcode(status))
     running.shim.close()
 
 
