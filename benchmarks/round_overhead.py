@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import re
-import socket
 import statistics
 import subprocess
 import sys
@@ -25,10 +24,11 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from fedstill.server.deploy import running, writing
-from fedstill.server.deploy.layout import Federation
+from fedstill.server.deploy import running
 
-COMMAND = [sys.executable, "-c", "from fedstill.simulations.cli import main; main()"]
+sys.path.append(str(Path(__file__).parents[1] / "tests" / "tools"))
+
+from deployed import COMMAND, new_federation
 
 
 def changes(sites: int, rounds: int) -> list[str]:
@@ -57,13 +57,8 @@ def simulated(place: Path, sites: int, rounds: int) -> list[dict[str, Any]]:
 
 def deployed(place: Path, sites: int, rounds: int) -> tuple[list[dict[str, Any]], Counter[str]]:
     """The run over a network, and how often which path of the SuperLink was asked for by nodes."""
-    with socket.socket() as first, socket.socket() as second:
-        first.bind(("127.0.0.1", 0))
-        second.bind(("127.0.0.1", 0))
-        ports = first.getsockname()[1], second.getsockname()[1]
-    names = tuple(f"site-{number}" for number in range(sites))
-    federation = Federation(place, "overhead", "localhost", *ports, names)
-    writing.init(federation)
+    names = [f"site-{number}" for number in range(sites)]
+    federation = new_federation(place, names)
     try:
         running.up(federation, sites=names, data_dir=None)
         words = [*COMMAND, "run", "digits", "--federation", str(place), *changes(sites, rounds), "--json"]

@@ -28,7 +28,6 @@ from faults import (
     client_apps,
     full,
     kill,
-    locked,
     namespace,
     node_command,
     online,
@@ -36,6 +35,7 @@ from faults import (
     small_disk,
 )
 
+from fedstill.common.lock import held
 from fedstill.server.deploy import control, identities, running
 from fedstill.server.deploy.supervisor import read_state
 
@@ -138,7 +138,7 @@ def test_a_superexec_is_killed(arena: Arena, observed: Observed) -> None:
     begun = kill(before)
     again(arena.federation, "superexec", before)
     there = time.monotonic() - begun
-    until(lambda: not locked(play.submitted.folder.path), 30, "its ServerApp ends")
+    until(lambda: not held(play.submitted.folder.path), 30, "its ServerApp ends")
     committed = len(play.look())
     begun = time.monotonic()
     play.resume()

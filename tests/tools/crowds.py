@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import shutil
-import socket
 import sys
 import threading
 from collections import Counter
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from attackers import Attacker, Diary
+from deployed import new_federation
 from flwr.app import RecordDict
 from flwr.cli.cli_client_interceptor import CliClientHttpInterceptor
 from flwr.proto.control_pb2 import RegisterNodeRequest
@@ -25,7 +25,7 @@ from malformed import KINDS
 from fedstill.common.data.pack import read_pack
 from fedstill.common.scenario import Scenario, parse
 from fedstill.common.sources import override, read_table
-from fedstill.server.deploy import identities, running, writing
+from fedstill.server.deploy import identities, running
 from fedstill.server.deploy.control import FlowerRun
 from fedstill.server.deploy.layout import Federation
 from fedstill.server.deploy.submitting import follow, submit
@@ -164,12 +164,7 @@ def world(folder: Path, scenario: Scenario, sites: Sequence[str], copies: Mappin
         shutil.copytree(parties / "sites" / other, place)
         told = (place / "client.toml").read_text().replace(f'name = "{other}"', f'name = "{name}"')
         (place / "client.toml").write_text(told)
-    with socket.socket() as first, socket.socket() as second:
-        first.bind(("127.0.0.1", 0))
-        second.bind(("127.0.0.1", 0))
-        ports = first.getsockname()[1], second.getsockname()[1]
-    federation = Federation(folder / "federation", "many", "localhost", *ports, (*sites, *copies))
-    writing.init(federation)
+    federation = new_federation(folder / "federation", [*sites, *copies])
     try:
         running.up(replace(federation, sites=federation.sites[:1]), sites=(), data_dir=None, within=300)
         _register(federation, federation.sites[1:])
