@@ -147,6 +147,12 @@ def test_without_a_warm_process_the_shim_does_it_itself(tmp_path: Path) -> None:
     assert done.stdout.startswith("usage: flwr-clientapp")
 
 
+def test_what_is_not_taken_the_shim_does_itself(shim: Path) -> None:
+    environment = {**os.environ, **{f"LONG_{number}": "x" * 100_000 for number in range(12)}}
+    done = subprocess.run([shim, "--help"], env=environment, capture_output=True, text=True, timeout=120, check=False)
+    assert done.stdout.startswith("usage: flwr-clientapp")
+
+
 def test_the_real_one_is_flowers_clientapp(tmp_path: Path) -> None:
     program = Path(write_shim(tmp_path)) / "flwr-clientapp"
     code = "import sys, pathlib; from fedstill.client import warm; warm.start(pathlib.Path(sys.argv[1])); input()"
