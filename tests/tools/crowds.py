@@ -15,11 +15,10 @@ from typing import Any
 
 from attackers import Attacker, Diary
 from deployed import new_federation
-from flwr.app import RecordDict
 from flwr.cli.cli_client_interceptor import CliClientHttpInterceptor
 from flwr.proto.control_pb2 import RegisterNodeRequest
 from flwr.supercore.control import ControlHttpClient
-from light_sites import Act, LightSite, Sites, honest
+from light_sites import Act, LightSite, Orders, Sites, honest
 from malformed import KINDS
 
 from fedstill.common.data.pack import read_pack
@@ -287,7 +286,7 @@ def attack(
         classes = read_pack(here.parties / "public").task(TASK).classes
         diary = Diary()
         bad = []
-        orders: dict[tuple[int, str, str], RecordDict] = {}
+        orders = Orders()
         for number, name in enumerate(strangers):
             act = Attacker(name, number, attackers, classes, seed, diary, silent=rounds if silent else 0)
             bad.append(replace(here.site(name, act, poll=poll), orders=orders))

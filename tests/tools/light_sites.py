@@ -19,7 +19,7 @@ from typing import Any
 import httpx
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from flwr.app import Context, Error, Message, RecordDict
+from flwr.app import Context, Error, Message, Metadata, RecordDict
 from flwr.app.message import make_message
 from flwr.common.config import get_fused_config_from_fab
 from flwr.common.constant import ErrorCode
@@ -106,6 +106,22 @@ class computing:  # noqa: N801 # a block
         COMPUTING.release()
 
 
+class Orders:
+    """Orders that one of several sites reads for all of them: a SuperLink needs a while for every object of each."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[int, str, str], RecordDict] = {}
+        self._reading = threading.Lock()
+
+    def message(self, about: Metadata, read: Callable[[], Message]) -> Message:
+        """The message of a site, read if nobody has read that step's yet."""
+        key = about.run_id, about.message_type, about.group_id
+        with self._reading:
+            if key not in self._known:
+                self._known[key] = read().content
+        return make_message(about, RecordDict(dict(self._known[key])))
+
+
 @dataclass(slots=True)
 class LightSite:
     """A site in a thread.
@@ -116,7 +132,7 @@ class LightSite:
         act: what it does with a message.
         config: values for the ClientApp.
         poll: seconds between two questions for messages; a SuperNode takes 3.
-        orders: what others have read of the same orders, by run, kind and step, for sites that do not read themselves.
+        orders: shared with sites that are told the same; None reads every message itself.
         failed: what went wrong on the way.
     """
 
@@ -125,7 +141,7 @@ class LightSite:
     act: Act = honest
     config: Mapping[str, Any] = field(default_factory=dict)
     poll: float = 3.0
-    orders: dict[tuple[int, str, str], RecordDict] | None = None
+    orders: Orders | None = None
     failed: list[BaseException] = field(default_factory=list)
     _contexts: dict[int, Context] = field(default_factory=dict)
 
@@ -158,18 +174,16 @@ class LightSite:
 
     def _read(self, message: Message, tree: ObjectTree, pull_object: Callable[[int, str], bytes]) -> Message:
         """A message with its content."""
-        about = message.metadata
-        key = about.run_id, about.message_type, about.group_id
-        if self.orders is not None and key in self.orders:
-            return make_message(about, RecordDict(dict(self.orders[key])))
-        names = [one.object_id for one in iterate_object_tree(tree)]
-        found = pull_objects(names, lambda name: patiently(partial(pull_object, about.run_id, name)))
-        whole = inflate_object_from_contents(tree.object_id, found)
-        assert isinstance(whole, Message)
-        whole.metadata.__dict__["_message_id"] = tree.object_id
-        if self.orders is not None:
-            self.orders[key] = whole.content
-        return whole
+
+        def read() -> Message:
+            names = [one.object_id for one in iterate_object_tree(tree)]
+            found = pull_objects(names, lambda name: patiently(partial(pull_object, message.metadata.run_id, name)))
+            whole = inflate_object_from_contents(tree.object_id, found)
+            assert isinstance(whole, Message)
+            whole.metadata.__dict__["_message_id"] = tree.object_id
+            return whole
+
+        return read() if self.orders is None else self.orders.message(message.metadata, read)
 
     def _context(self, node: int, run: Any, get_fab: Callable[[str, int], Any]) -> Context:
         config = get_fused_config_from_fab(patiently(lambda: get_fab(run.fab_hash, run.run_id)).content, run)

@@ -6,7 +6,8 @@ What a client does not do it says so in a reply, with its reason; only what nobo
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
@@ -57,37 +58,51 @@ def client_app(
             let out more.
     """
     app = ClientApp()
-    own = {kind.name: kind for kind in algorithms}
-
-    def reply(message: Message, context: Context, content: Callable[[Node], RecordDict]) -> Message:
-        try:
-            check_protocol(message.content)
-            with node_of(context, task=task, model=model, guard=guard) as node:
-                return Message(content(node), reply_to=message)
-        except Exception as error:  # the border: what is wrong is told, but not more of a site than has to be
-            refusal = _refusal(error, site=is_site(context))
-            if refusal is None:
-                raise
-            asked = (_asked(message), context.node_id, refusal.reason)
-            log.warning("%s, node %d: %s: %s", *asked, error, exc_info=not isinstance(error, FedstillError))
-            return Message(introduction.write_refusal(refusal), reply_to=message)
+    client = _Client(task, model, guard, {kind.name: kind for kind in algorithms})
 
     @app.query("describe")
     def describe(message: Message, context: Context) -> Message:
+        return client.describe(message, context)
+
+    @app.train("alone")
+    def alone(message: Message, context: Context) -> Message:
+        return client.work(message, context, "alone", Worker.alone)
+
+    @app.train("round")
+    def play(message: Message, context: Context) -> Message:
+        return client.work(message, context, "round", Worker.round)
+
+    @app.train("finish")
+    def finish(message: Message, context: Context) -> Message:
+        return client.work(message, context, "finish", Worker.finish)
+
+    return app
+
+
+@dataclass(frozen=True, slots=True)
+class _Client:
+    """What `client_app` was given, and how it replies to a message."""
+
+    task: Task | TaskPlan | None
+    model: str
+    guard: Guard | None
+    own: Mapping[str, type[Algorithm]]
+
+    def describe(self, message: Message, context: Context) -> Message:
         def described(node: Node) -> RecordDict:
             question = introduction.read_question(message.content)
-            worker = Worker(node.holdings, node.store(""), node.guard, own)
+            worker = Worker(node.holdings, node.store(""), node.guard, self.own)
             return packed(introduction.write_description(worker.describe(question)))
 
-        return reply(message, context, described)
+        return self._reply(message, context, described)
 
-    def work(message: Message, context: Context, kind: str, do: _Do) -> Message:
+    def work(self, message: Message, context: Context, kind: str, do: _Do) -> Message:
         def done(node: Node) -> RecordDict:
             with node.alone():
                 order = _order(message, node)
                 if order is None:
                     return records.write_plea()
-                worker = Worker(node.holdings, node.store(order.run), node.guard, own)
+                worker = Worker(node.holdings, node.store(order.run), node.guard, self.own)
                 content = _answered(node, order, f"{kind} {order.round}", worker, do)
                 # Only a pointer: Flower loses a large state silently, and any state with the process.
                 context.state["student"] = ConfigRecord(
@@ -97,21 +112,20 @@ def client_app(
             log.info("run %s, %s %d, node %d: answered in %d bytes", *told)
             return content
 
-        return reply(message, context, done)
+        return self._reply(message, context, done)
 
-    @app.train("alone")
-    def alone(message: Message, context: Context) -> Message:
-        return work(message, context, "alone", Worker.alone)
-
-    @app.train("round")
-    def play(message: Message, context: Context) -> Message:
-        return work(message, context, "round", Worker.round)
-
-    @app.train("finish")
-    def finish(message: Message, context: Context) -> Message:
-        return work(message, context, "finish", Worker.finish)
-
-    return app
+    def _reply(self, message: Message, context: Context, content: Callable[[Node], RecordDict]) -> Message:
+        try:
+            check_protocol(message.content)
+            with node_of(context, task=self.task, model=self.model, guard=self.guard) as node:
+                return Message(content(node), reply_to=message)
+        except Exception as error:  # the border: what is wrong is told, but not more of a site than has to be
+            refusal = _refusal(error, site=is_site(context))
+            if refusal is None:
+                raise
+            asked = (_asked(message), context.node_id, refusal.reason)
+            log.warning("%s, node %d: %s: %s", *asked, error, exc_info=not isinstance(error, FedstillError))
+            return Message(introduction.write_refusal(refusal), reply_to=message)
 
 
 def _order(message: Message, node: Node) -> Order | None:
