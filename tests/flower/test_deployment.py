@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-import shlex
+import signal
 import socket
 import subprocess
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import httpx
@@ -26,8 +27,9 @@ from deployed import (
 from fedstill.common.scenario import parse
 from fedstill.common.sources import override, read_table
 from fedstill.server.deploy import running, writing
-from fedstill.server.deploy.layout import Federation
+from fedstill.server.deploy.layout import Federation, open_federation
 from fedstill.server.deploy.submitting import submit
+from fedstill.server.deploy.supervisor import Wanted, read_state, read_wanted, write_wanted
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not NGINX, reason="nginx is not installed")]
 
@@ -200,6 +202,36 @@ def test_a_site_that_is_revoked_is_out_at_once(federation: Federation) -> None:
     assert {one.name: one.status for one in running.status(rest).nodes}.get("east", "unregistered") == "unregistered"
 
 
+@pytest.fixture
+def superexec(federation: Federation) -> Iterator[None]:
+    """The SuperExec as its systemd unit starts it."""
+    before = read_wanted(federation.processes)
+    unit = (federation.server / "systemd" / "fedstill-superexec.service").read_text()
+    unit = unit.replace(writing.INSTALLED, str(Path(sys.executable).parent))
+    unit = unit.replace(f"/srv/fedstill/{federation.name}", str(federation.path))
+    settings = dict(line.split("=", 1) for line in unit.splitlines() if "=" in line)
+    environment = dict(word.split("=", 1) for word in settings["Environment"].split())
+    own = Wanted(
+        "superexec",
+        tuple(settings["ExecStart"].split()),
+        {**environment, "PATH": "/usr/bin:/bin"},
+        settings["WorkingDirectory"],
+    )
+    _swap(federation, [own if one.name == "superexec" else one for one in before])
+    yield
+    _swap(federation, before)
+
+
+def _swap(federation: Federation, wanted: Sequence[Wanted]) -> None:
+    old = process(federation, "superexec")
+    write_wanted(federation.processes, wanted)
+    supervisor = read_state(federation.processes).supervisor
+    assert supervisor is not None
+    supervisor.signal(signal.SIGHUP)
+    until(lambda: process(federation, "superexec") != old, 60, "another SuperExec")
+
+
+@pytest.mark.usefixtures("superexec")
 def test_sigterm_ends_a_run_at_the_border_of_a_round_and_resume_goes_on(federation: Federation, tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -210,11 +242,8 @@ def test_sigterm_ends_a_run_at_the_border_of_a_round_and_resume_goes_on(federati
     page = httpx.get(f"http://{address}/metrics", timeout=20).text
     step = next(line for line in page.splitlines() if line.startswith("fedstill_step{"))
     assert 0 <= health["step"] <= float(step.rsplit(" ", 1)[1]) < health["steps"] == 3
-    # What systemd does before it ends the SuperExec.
-    unit = (federation.server / "systemd" / "fedstill-superexec.service").read_text()
-    stop = next(line for line in unit.splitlines() if line.startswith("ExecStop=")).partition("=")[2]
-    words = shlex.split(stop.replace("$MAINPID", str(process(federation, "superexec").pid)))
-    assert subprocess.run(words, timeout=120, check=False).returncode == 0
+    # What systemd and container engines do.
+    process(federation, "superexec").signal(signal.SIGTERM)
     until(lambda: running.status(federation).runs[0].finished, 120, "the run ends")
     ended = running.status(federation).runs[0]
     assert "stopped after step" in ended.details
@@ -232,8 +261,15 @@ def _header(federation: Federation, site: str) -> dict[str, str]:
     return {"flwr-public-key": header_of(federation.site(site).path / "node.pub")}
 
 
-def test_down_ends_exactly_those_processes(tmp_path: Path) -> None:
-    one = new_federation(tmp_path / "fed", ("solo",))
+def test_down_ends_exactly_those_processes_wherever_the_folder_was_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    new_federation(tmp_path / "made", ("solo",))
+    one = open_federation((tmp_path / "made").rename(tmp_path / "fed"))
+    # Flower's command takes a folder of the connection's name for an app.
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "pyproject.toml").write_text("no app")
+    monkeypatch.chdir(tmp_path)
     other = subprocess.Popen(["sleep", "60"])
     try:
         running.up(one, sites=(), data_dir=None, within=120)

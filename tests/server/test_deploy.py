@@ -213,21 +213,23 @@ class TestConfiguration:
     def test_containers_are_those_that_processes_would_be(self, federation: Federation) -> None:
         table = yaml.safe_load((federation.path / "compose.yaml").read_text())
         services = table["services"]
-        assert sorted(services) == ["node-north", "node-south", "proxy", "superexec", "superlink"]
+        assert sorted(services) == ["loopback", "node-north", "node-south", "proxy", "superexec", "superlink"]
         assert services["superlink"]["command"] == ["flower-superlink", *writing.superlink_arguments(federation)]
-        assert services["superexec"]["command"] == ["flower-superexec", *writing.superexec_arguments(federation)]
-        assert services["superlink"]["ports"] == ["8443:8443"]
+        program = ["python", "-m", "fedstill.server.deploy.superexec"]
+        assert services["superexec"]["command"] == [*program, *writing.superexec_arguments(federation)]
+        assert services["loopback"]["ports"] == ["8443:8443"]
         # Nodes reach the door by the name in their node.toml; the SuperLink's own port is none of theirs.
-        assert services["superlink"]["networks"]["default"]["aliases"] == [federation.host]
+        assert services["loopback"]["networks"]["default"]["aliases"] == [federation.host]
         for name in ("superlink", "superexec", "node-north"):
             assert services[name]["environment"].items() >= PROCESSES.items()
-        for name in ("proxy", "superexec"):
-            assert services[name]["network_mode"] == "service:superlink"
+        for name in ("superlink", "proxy", "superexec"):
+            assert services[name]["network_mode"] == "service:loopback"
+            assert services[name]["user"] == "${FEDSTILL_USER:-1000:1000}"
         for name, service in services.items():
-            for volume in service["volumes"]:
+            for volume in service.get("volumes", ()):
                 source = volume.split(":")[0]
                 if source.startswith("./"):
-                    assert (federation.path / source).is_dir(), (name, volume)
+                    assert (federation.path / source).exists(), (name, volume)
                 elif not source.startswith("$"):
                     assert source in table["volumes"], (name, volume)
         assert "/site:ro" in services["node-north"]["volumes"][0]
@@ -236,7 +238,7 @@ class TestConfiguration:
         one = replace(PLAIN, path=tmp_path / "fed", host="localhost")
         writing.init(one)
         services = yaml.safe_load((one.path / "compose.yaml").read_text())["services"]
-        assert services["node-north"]["network_mode"] == "service:superlink"
+        assert services["node-north"]["network_mode"] == "service:loopback"
 
     @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd-analyze is not installed")
     def test_systemd_takes_its_units(self, federation: Federation, tmp_path: Path) -> None:

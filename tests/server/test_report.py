@@ -3,6 +3,7 @@ from __future__ import annotations
 import builtins
 import os
 import re
+import sys
 from collections.abc import Callable
 from html.parser import HTMLParser
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 
 from fedstill.common.errors import UnsupportedError
 from fedstill.server.folder import RunFolder
+from fedstill.server.launch import report
 from fedstill.server.report import write_report
 from fedstill.server.report.series import class_rates, cost, participation, progress
 from fedstill.server.summary import summary
@@ -160,6 +162,16 @@ def test_missing_package_is_named(make_run: RunMaker, monkeypatch: pytest.Monkey
     monkeypatch.setattr(builtins, "__import__", refuse)
     with pytest.raises(UnsupportedError, match=r"report without jinja2: .*fedstill\[simulations\]"):
         write_report(folder)
+
+
+def test_a_run_ends_well_without_a_report(
+    make_run: RunMaker, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = make_run(rounds=1)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert report(folder) is None
+    assert "report without matplotlib" in caplog.text
+    assert not folder.report.exists()
 
 
 def test_what_is_distilled_in_a_round_belongs_to_the_round_before(make_run: RunMaker) -> None:

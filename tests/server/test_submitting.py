@@ -60,3 +60,23 @@ def test_a_run_is_asked_about_when_nobody_plays_it(tmp_path: Path, monkeypatch: 
     assert told == [0, 1, 2]
     # Fifteen seconds of work, in which no process was started to ask how it goes.
     assert questions == [False, False]
+
+
+def test_a_run_that_nobody_plays_is_told_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "run"
+    path.mkdir()
+    clock, idle = [100.0], []
+
+    def ask(_: Federation, number: str) -> FlowerRun:
+        if clock[0] < 130:
+            raise RunError("flwr list", "said nothing", "see run/superlink.log")
+        return FlowerRun(number, "finished:stopped" if clock[0] > 400 else "starting", "", {})
+
+    monkeypatch.setattr(control, "run", ask)
+    monkeypatch.setattr(time, "sleep", lambda seconds: clock.__setitem__(0, clock[0] + seconds))
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+
+    ended = follow(FEDERATION, Submitted("7", RunFolder(path)), on_idle=lambda why: idle.append((clock[0], why)))
+
+    assert ended.status == "finished:stopped"
+    assert idle == [(160.0, "it is starting")]

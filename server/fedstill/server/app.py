@@ -56,7 +56,9 @@ def main(grid: Grid, context: Context) -> None:
         log.info("run %s", folder.name)
         launch(scenario, grid, folder, data_dir=data_dir, public=public, trackers=trackers, stopping=stopping)
     log.info("%s", verdict(summary(folder)))
-    log.info("run folder %s, report %s", folder.path.resolve(), folder.report.resolve())
+    log.info("run folder %s", folder.path.resolve())
+    if folder.report.is_file():
+        log.info("report %s", folder.report.resolve())
 
 
 def _alone(path: Path | None) -> contextlib.AbstractContextManager[None]:

@@ -96,12 +96,13 @@ def build_teacher(plan: Plugin) -> Teacher:
 
 def report(folder: RunFolder) -> Path | None:
     """Write the report; None, with a line in the log, where what it is drawn with is not installed."""
+    from fedstill.server.report import write_report
+
     try:
-        from fedstill.server.report import write_report
-    except ImportError as error:
-        log.warning("no report: %s is not installed (pip install 'fedstill[simulations]')", error.name)
+        return write_report(folder)
+    except UnsupportedError as error:
+        log.warning("%s", error)
         return None
-    return write_report(folder)
 
 
 def _tensorboard(folder: RunFolder) -> list[Tracker]:

@@ -12,7 +12,7 @@ import typer
 from typer.core import TyperCommand
 
 from fedstill.common import __version__
-from fedstill.common.errors import ConfigError, FedstillError, RunFolderError
+from fedstill.common.errors import ConfigError, FedstillError
 from fedstill.simulations.commands import deploy, doctor, export, predict, run, split
 from fedstill.simulations.commands.serve import serve
 from fedstill.simulations.console import (
@@ -289,15 +289,13 @@ def report(
 ) -> None:
     """Write the report of a run anew, finished or under way, and say where it is."""
     from fedstill.server.folder import open_folder
-    from fedstill.server.launch import report as write
+    from fedstill.server.report import write_report
     from fedstill.server.summary import summary
     from fedstill.server.wording import verdict
 
     folder = open_folder(find_run(run))
     found = summary(folder)
-    path = write(folder)
-    if path is None:
-        raise RunFolderError(f"report of {folder.path}", "cannot be drawn", "pip install 'fedstill[simulations]'")
+    path = write_report(folder)
     if as_json:
         print_json({**found.table(), "folder": str(folder.path), "report": str(path)})
         return

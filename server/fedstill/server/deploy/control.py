@@ -134,18 +134,33 @@ def _run(table: Mapping[str, Any]) -> FlowerRun:
     return FlowerRun(table["run-id"], table["status"], table["status-details"], table)
 
 
+def _connect(federation: Federation) -> None:
+    """Tell Flower where the SuperLink is: with an absolute path, which is another one when the folder has moved."""
+    connection = {
+        "address": f"127.0.0.1:{federation.superlink_port}",
+        "root-certificates": str((federation.server / "ca.crt").resolve()),
+    }
+    path = federation.server / "flwr" / "config.toml"
+    text = to_toml({"superlink": {"default": "here", "here": connection}})
+    if not path.is_file() or path.read_text(encoding="utf-8") != text:
+        write_atomically(path, text.encode())
+
+
 def _call(federation: Federation, *words: str, superlink: bool = True) -> dict[str, Any]:
     """Call `flwr` and give what it says.
 
     Raises:
         RunError: if it cannot, with Flower's own words.
     """
+    _connect(federation)
     command = [sys.executable, "-c", "from flwr.cli.app import app; app()", *words]
     command += [*(["here"] if superlink else []), "--format", "json"]
     what = f"flwr {' '.join(words[:2])}"
     try:
         done = subprocess.run(
             command,
+            # Flower looks for an app in a folder of the connection's name first, below wherever one happens to be.
+            cwd=federation.server,
             env={**os.environ, **environment(federation)},
             capture_output=True,
             text=True,

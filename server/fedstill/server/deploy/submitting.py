@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,6 +19,9 @@ from fedstill.server.folder import RunFolder, fresh_path, open_folder
 ASK, ASK_PLAYED = 3.0, 30.0
 """Seconds between two questions how a run is, and while its ServerApp is at work: each is a process of its own, about
 two seconds of a core that the run could use."""
+
+IDLE = 60.0
+"""Seconds after which it is told that nobody plays a run which has not ended."""
 
 LOOK = 0.5
 """Seconds between two looks at the run folder, for committed rounds and for the lock that the ServerApp holds."""
@@ -102,21 +104,40 @@ def _give_up(federation: Federation, number: str) -> None:
 
 
 def follow(
-    federation: Federation, submitted: Submitted, on_step: Callable[[dict[str, Any]], None] = lambda _: None
+    federation: Federation,
+    submitted: Submitted,
+    on_step: Callable[[dict[str, Any]], None] = lambda _: None,
+    on_idle: Callable[[str], None] = lambda _: None,
 ) -> FlowerRun:
     """Wait for a run's end and tell of every step that is committed meanwhile.
 
     A SuperLink that does not answer for a while is no end: the run goes on without it.
+
+    Args:
+        federation: where.
+        submitted: the run.
+        on_step: told of every committed step.
+        on_idle: told once if no ServerApp plays the run for `IDLE` seconds, and why it is not known to have ended.
     """
     folder = submitted.folder
     size = _size(folder)
     told = len(folder.records()) if size else 0
     asked = 0.0
+    played, told_idle, why = time.monotonic(), False, ""
     while True:
         state: FlowerRun | None = None
-        if time.monotonic() - asked >= (ASK_PLAYED if held(folder.path) else ASK):
-            with contextlib.suppress(FedstillError):
+        playing = held(folder.path)
+        if playing:
+            played = time.monotonic()
+        elif not told_idle and time.monotonic() - played >= IDLE:
+            told_idle = True
+            on_idle(why)
+        if time.monotonic() - asked >= (ASK_PLAYED if playing else ASK):
+            try:
                 state = control.run(federation, submitted.id)
+                why = f"it is {state.status}"
+            except FedstillError as error:
+                why = str(error)
             asked = time.monotonic()
         if (now := _size(folder)) != size:
             records, size = folder.records(), now

@@ -140,11 +140,6 @@ def _server(federation: Federation, authority: identities.Authority) -> None:
     server = federation.server
     _server_identities(federation, authority)
     federation.runs.mkdir()
-    connection = {
-        "address": f"127.0.0.1:{federation.superlink_port}",
-        "root-certificates": str(server / "ca.crt"),
-    }
-    _write(server / "flwr" / "config.toml", to_toml({"superlink": {"default": "here", "here": connection}}))
     words = {**_words(federation), "rate": RATE, "burst": BURST, "body": BODY, "announced": ANNOUNCED}
     _write(server / "nginx.conf", _filled("nginx.conf", words))
     _write(server / "app" / "pyproject.toml", _filled("app.toml", words))
@@ -203,8 +198,8 @@ def _words(federation: Federation) -> dict[str, object]:
         "folder": f"/srv/fedstill/{federation.name}",
         "bin": INSTALLED,
         "version": __version__,
-        "environment": " ".join(f"{key}={value}" for key, value in PROCESSES.items())
-        + f" FLWR_HOME=/srv/fedstill/{federation.name}/server/flwr",
+        "environment": " ".join(f"{key}={value}" for key, value in PROCESSES.items()),
+        "server_environment": f"FLWR_HOME=/srv/fedstill/{federation.name}/server/flwr",
         "superlink_arguments": " ".join(superlink_arguments(federation)),
         "superexec_arguments": " ".join(superexec_arguments(federation)),
         "superlink_list": _listed(superlink_arguments(federation)),
@@ -215,7 +210,7 @@ def _words(federation: Federation) -> dict[str, object]:
 def _network(federation: Federation) -> dict[str, object]:
     """How containers of nodes reach the door under the name that node.toml has."""
     if federation.host in LOOPBACK:
-        return {"alias": "fedstill", "node_network": "network_mode: service:superlink"}
+        return {"alias": "fedstill", "node_network": "network_mode: service:loopback"}
     return {"alias": federation.host, "node_network": "networks: [default]"}
 
 

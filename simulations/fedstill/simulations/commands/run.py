@@ -88,7 +88,13 @@ def _follow(federation: Federation, submitted: Submitted, *, detach: bool, as_js
         for note in step_notes(record):
             console.print(f"  {note}", highlight=False)
 
-    ended = follow(federation, submitted, show)
+    def idle(why: str) -> None:
+        complain(
+            f"no ServerApp has played the run for a minute ({why}): is the SuperExec well? Its log: run/superexec.log, "
+            "journalctl -u fedstill-superexec, or docker compose logs superexec"
+        )
+
+    ended = follow(federation, submitted, show, idle)
     there = submitted.folder.path.is_dir() and submitted.folder.records()
     if there:
         console.print(verdict(summary(submitted.folder)), highlight=False)
