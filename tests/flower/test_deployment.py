@@ -183,8 +183,7 @@ class TestDoor:
 
 def test_a_site_that_is_revoked_is_out_at_once(federation: Federation) -> None:
     grown = writing.add(federation, "east")
-    running.reload_door(grown)
-    running.register(grown)
+    assert running.register(grown) == running.Admission(let_in=("east",), shut_out=())
     headers = _header(grown, "east")
 
     def status() -> int:
@@ -192,12 +191,13 @@ def test_a_site_that_is_revoked_is_out_at_once(federation: Federation) -> None:
             return int(site.post("/v1/fleet/pull-messages", headers=headers).status_code)
 
     until(lambda: status() != 403, 10, "a new site comes in")
-    running.replace_keys(grown, "east")
+    writing.renew(grown, "east")
+    assert running.register(grown) == running.Admission(let_in=("east",), shut_out=())
     old, headers = headers, _header(grown, "east")
     assert old != headers
     until(lambda: status() != 403, 10, "a site with new keys comes in")
     rest = writing.remove(grown, "east")
-    running.shut_out(rest, "east")
+    assert running.register(rest) == running.Admission(let_in=(), shut_out=("east",))
     until(lambda: status() == 403, 10, "a revoked site is shut out")
     assert {one.name: one.status for one in running.status(rest).nodes}.get("east", "unregistered") == "unregistered"
 

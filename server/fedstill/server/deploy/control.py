@@ -19,6 +19,7 @@ from fedstill.common.environment import PROCESSES
 from fedstill.common.errors import RunError
 from fedstill.common.files import write_atomically
 from fedstill.common.scenario import to_toml
+from fedstill.server.deploy.identities import header_of
 from fedstill.server.deploy.layout import Federation
 
 SECONDS = 120.0
@@ -36,11 +37,13 @@ class Node:
         id: Flower's.
         name: the site's; "" for a node that was not let in by `register`.
         status: "registered", "online", "offline" or "unregistered".
+        key: public node key by which it was let in, as a request's header has it; "" as for `name`.
     """
 
     id: str
     name: str
     status: str
+    key: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,19 +81,20 @@ def environment(federation: Federation) -> dict[str, str]:
 
 def nodes(federation: Federation) -> list[Node]:
     """The nodes that are registered, on line or not."""
-    sites = {number: site for site, number in _known(federation).items()}
-    return [
-        Node(one["node-id"], sites.get(one["node-id"], ""), one["status"])
-        for one in _call(federation, "supernode", "list")["nodes"]
-    ]
+    sites = {known["node"]: (site, known["key"]) for site, known in _known(federation).items()}
+    found = []
+    for one in _call(federation, "supernode", "list")["nodes"]:
+        site, key = sites.get(one["node-id"], ("", ""))
+        found.append(Node(one["node-id"], site, one["status"], key))
+    return found
 
 
 def register(federation: Federation, site: str) -> str:
     """Let a site's node in; gives its id."""
-    key = str(federation.node_key(site))
-    number = str(_call(federation, "supernode", "register", key, "--name", site)["node-id"])
+    path = federation.node_key(site)
+    number = str(_call(federation, "supernode", "register", str(path), "--name", site)["node-id"])
     # Flower's list says nothing of a node but its number.
-    known = {**_known(federation), site: number}
+    known = {**_known(federation), site: {"node": number, "key": header_of(path)}}
     write_atomically(federation.server / _NODES, json.dumps(known, indent=1).encode())
     return number
 
@@ -123,10 +127,10 @@ def stop(federation: Federation, number: str) -> None:
     _call(federation, "stop", number)
 
 
-def _known(federation: Federation) -> dict[str, str]:
-    """Nodes that were let in, by site."""
+def _known(federation: Federation) -> dict[str, dict[str, str]]:
+    """Nodes that were let in, by site: id and key."""
     path = federation.server / _NODES
-    found: dict[str, str] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    found: dict[str, dict[str, str]] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     return found
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from fedstill.common.errors import ConfigError, FedstillError, RunError
-from fedstill.server.deploy import control, identities, writing
+from fedstill.server.deploy import control, identities
 from fedstill.server.deploy.control import FlowerRun, Node
 from fedstill.server.deploy.layout import Federation
 from fedstill.server.deploy.supervisor import (
@@ -77,6 +77,19 @@ class Status:
             "folders": self.folders,
             "certificates": self.certificates,
         }
+
+
+@dataclass(frozen=True, slots=True)
+class Admission:
+    """What `register` has changed.
+
+    Attributes:
+        let_in: sites whose node was let in, or has another key now.
+        shut_out: sites that are no more.
+    """
+
+    let_in: tuple[str, ...]
+    shut_out: tuple[str, ...]
 
 
 def up(
@@ -157,40 +170,26 @@ def status(federation: Federation) -> Status:
     return Status(_processes(state), there, nodes, runs, _folders(federation), _certificates(federation))
 
 
-def register(federation: Federation) -> list[str]:
-    """Let every site's node in that is not yet; gives the sites that were let in now.
+def register(federation: Federation) -> Admission:
+    """Let in every site's node by the key that it has now, and no more what has another key or no site.
+
+    Both at the SuperLink and at the door of a proxy that runs here. So it does what `writing` has changed, here or on
+    another machine that this folder was copied from.
 
     Raises:
         RunError: if the SuperLink does not answer.
     """
-    known = {one.name for one in control.nodes(federation) if one.status != "unregistered"}
-    new = [site for site in federation.sites if site not in known]
+    keys = {site: identities.header_of(federation.node_key(site)) for site in federation.sites}
+    known = [one for one in control.nodes(federation) if one.name and one.status != "unregistered"]
+    old = [one for one in known if keys.get(one.name) != one.key]
+    for one in old:
+        control.unregister(federation, one.id)
+    there = {one.name for one in known if one not in old}
+    new = [site for site in federation.sites if site not in there]
     for site in new:
         control.register(federation, site)
-    return new
-
-
-def shut_out(federation: Federation, site: str) -> None:
-    """Let a site's node in no more, now: at the SuperLink, and at the door of a proxy that runs here."""
-    for node in control.nodes(federation):
-        if node.name == site and node.status != "unregistered":
-            control.unregister(federation, node.id)
     reload_door(federation)
-
-
-def replace_keys(federation: Federation, site: str) -> None:
-    """Give a site a new certificate and node key, let its node in by them, and by the old ones no more.
-
-    Raises:
-        ConfigError: if there is no site of that name.
-        RunError: if the SuperLink does not answer; nothing is changed then.
-    """
-    old = [one.id for one in control.nodes(federation) if one.name == site and one.status != "unregistered"]
-    writing.renew(federation, site)
-    for number in old:
-        control.unregister(federation, number)
-    control.register(federation, site)
-    reload_door(federation)
+    return Admission(tuple(new), tuple(one.name for one in old if one.name not in keys))
 
 
 def reload_door(federation: Federation) -> None:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from fedstill.common.errors import ConfigError
 from fedstill.simulations.console import AsJson, DataDir, data_folder, make_console, print_json
+
+if TYPE_CHECKING:
+    from fedstill.server.deploy.layout import Federation
+    from fedstill.server.deploy.running import Admission
 
 app = typer.Typer(
     name="deploy",
@@ -93,34 +97,33 @@ def status(folder: Folder, as_json: AsJson = False) -> None:
 
 @app.command(epilog="Example:  fedstill deploy register heart")
 def register(folder: Folder) -> None:
-    """Let the nodes of all sites in that are not yet."""
+    """Let all sites' nodes in by the keys that they have now, and no others; after a change elsewhere, too."""
     from fedstill.server.deploy import running
     from fedstill.server.deploy.layout import open_federation
 
-    new = running.register(open_federation(folder))
-    make_console().print(f"let in  {', '.join(new) or 'nobody new'}", highlight=False)
+    _tell(running.register(open_federation(folder)))
 
 
 @app.command("add-site", epilog="Example:  fedstill deploy add-site heart basel")
 def add_site(folder: Folder, site: Annotated[str, typer.Argument(help="Its name.")]) -> None:
     """Add a site: its folder with certificate and keys, and a place at the door."""
-    from fedstill.server.deploy import running, writing
+    from fedstill.server.deploy import writing
     from fedstill.server.deploy.layout import open_federation
 
     one = writing.add(open_federation(folder), site)
-    running.reload_door(one)
-    make_console().print(f"made    {one.site(site).path}; next: fedstill deploy register {folder}", highlight=False)
+    make_console().print(f"made    {one.site(site).path}; it goes to the site", highlight=False)
+    _take_effect(one)
 
 
 @app.command(epilog="Example:  fedstill deploy revoke heart basel")
 def revoke(folder: Folder, site: Annotated[str, typer.Argument(help="Its name.")]) -> None:
-    """Shut a site out at once: its certificate and key open nothing any more."""
-    from fedstill.server.deploy import running, writing
+    """Shut a site out: its certificate and key open nothing any more."""
+    from fedstill.server.deploy import writing
     from fedstill.server.deploy.layout import open_federation
 
     one = writing.remove(open_federation(folder), site)
-    running.shut_out(one, site)
-    make_console().print(f"shut out {site}; its folder stays, as a record", highlight=False)
+    make_console().print(f"removed {site}; its folder stays, as a record", highlight=False)
+    _take_effect(one)
 
 
 @app.command(epilog="Examples:  fedstill deploy renew heart  ·  fedstill deploy renew heart basel")
@@ -129,17 +132,40 @@ def renew(
     site: Annotated[str, typer.Argument(help="Whose certificate and node key. [default: the server's]")] = "",
 ) -> None:
     """Make new certificates and keys, of the same authority, before the old ones end or when they may have leaked."""
-    from fedstill.server.deploy import running, writing
+    from fedstill.server.deploy import writing
     from fedstill.server.deploy.layout import open_federation
 
     one = open_federation(folder)
-    if site:
-        running.replace_keys(one, site)
-        told = f"{one.site(site).path}; it goes to the site, whose old certificate and key open nothing any more"
-    else:
-        writing.renew(one)
-        told = f"{one.server}; next: fedstill deploy down {folder}, fedstill deploy up {folder}"
-    make_console().print(f"renewed {told}", highlight=False)
+    writing.renew(one, site)
+    console = make_console()
+    if not site:
+        console.print(f"renewed {one.server}", highlight=False)
+        console.print(f"next    fedstill deploy down {folder}, fedstill deploy up {folder}", highlight=False)
+        return
+    console.print(f"renewed {one.site(site).path}; it goes to the site", highlight=False)
+    _take_effect(one)
+
+
+def _take_effect(federation: Federation) -> None:
+    """Let what was written hold at the SuperLink, if it is here; if not, say how it will."""
+    from fedstill.server.deploy import running
+
+    if running.answers(federation):
+        _tell(running.register(federation))
+        return
+    make_console().print(
+        "next    no SuperLink answers here: copy federation.toml and server/ to where it is, and there: "
+        "fedstill deploy register DIR, and SIGHUP to nginx (systemctl reload fedstill-proxy)",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def _tell(admission: Admission) -> None:
+    console = make_console()
+    console.print(f"let in  {', '.join(admission.let_in) or 'nobody new'}", highlight=False)
+    if admission.shut_out:
+        console.print(f"shut out {', '.join(admission.shut_out)}", highlight=False)
 
 
 def node(
