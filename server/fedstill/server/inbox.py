@@ -44,7 +44,7 @@ log = logging.getLogger(__name__)
 LARGEST = 2**28
 """Bytes of a message, unless a run says otherwise."""
 
-MOST_OBJECTS = 2_500
+MOST_OBJECTS = 1_000
 """Of one message: each array is two of them, or more if it is above 5 MiB. The door lets few more be announced."""
 
 PATIENCE = 60.0
