@@ -228,7 +228,7 @@ class Attacked:
         found: dict[str, Counter[str]] = {}
         for record in self.attacked.records:
             told = {one["client"]: one["reason"] for one in record["rejected"]}
-            for name in self.attackers:
+            for name in set(self.attackers) & set(record["cohort"]):
                 reason = "accepted" if name in record["accepted"] else told[name]
                 kind = self.diary.sent.get((record["step"], name), "nothing sent")
                 found.setdefault(kind, Counter())[reason] += 1

@@ -173,12 +173,13 @@ def status(federation: Federation) -> Status:
 def register(federation: Federation) -> Admission:
     """Let in every site's node by the key that it has now, and no more what has another key or no site.
 
-    Both at the SuperLink and at the door of a proxy that runs here. So it does what `writing` has changed, here or on
-    another machine that this folder was copied from.
+    First at the door of a proxy that runs here, then at the SuperLink. So it does what `writing` has changed, here or
+    on another machine that this folder was copied from.
 
     Raises:
         RunError: if the SuperLink does not answer.
     """
+    reload_door(federation)
     keys = {site: identities.header_of(federation.node_key(site)) for site in federation.sites}
     known = [one for one in control.nodes(federation) if one.name and one.status != "unregistered"]
     old = [one for one in known if keys.get(one.name) != one.key]
@@ -188,7 +189,6 @@ def register(federation: Federation) -> Admission:
     new = [site for site in federation.sites if site not in there]
     for site in new:
         control.register(federation, site)
-    reload_door(federation)
     return Admission(tuple(new), tuple(one.name for one in old if one.name not in keys))
 
 

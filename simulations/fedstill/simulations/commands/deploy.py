@@ -153,6 +153,7 @@ def _take_effect(federation: Federation) -> None:
     if running.answers(federation):
         _tell(running.register(federation))
         return
+    running.reload_door(federation)  # a proxy may be here without it, between two lives of the SuperLink
     make_console().print(
         "next    no SuperLink answers here: copy federation.toml and server/ to where it is, and there: "
         "fedstill deploy register DIR, and SIGHUP to nginx (systemctl reload fedstill-proxy)",
