@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from flwr.common.serde import recorddict_to_proto
+from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -42,7 +43,7 @@ def test_what_is_packed_comes_out_again(head: dict[str, Any], tasks: dict[str, d
         content[f"metrics.{name}"] = MetricRecord({"a": 0.5, "b": [0.25, float("nan")]})
         content[f"knowledge.{name}"] = ArrayRecord({"values": Array(np.arange(size, dtype=np.uint8))})
     small = packed(content, apart=["task."])
-    assert content_bytes(small) <= content_bytes(content)
+    assert content_bytes(small) <= content_bytes(content) + 64 * ("large" in small)
     assert same(unpacked(small), content)
     assert same(unpacked(content), content)
     assert content_bytes(packed(small)) == content_bytes(small)
@@ -64,11 +65,49 @@ def test_a_runs_name_does_not_change_the_size_of_the_rest(name: str) -> None:
 
 def test_large_arrays_stay_as_they_are() -> None:
     content = message(text="a" * 500)
-    for name, size in (("large", LARGEST_PART + 1), ("small", 100)):
+    large = {"large-1": LARGEST_PART + 1, "large-2": 5 * LARGEST_PART}
+    for name, size in {**large, "small": 100}.items():
         content[f"knowledge.{name}"] = ArrayRecord({"values": Array(np.zeros(size, np.uint8))})
     small = packed(content)
-    assert set(small) == {"fedstill", "knowledge.large"}
-    assert small["knowledge.large"] is content["knowledge.large"]
+    assert set(small) == {"fedstill", "large"}
+    [array] = small.array_records["large"].values()
+    assert 0 < len(array.data) - 6 * LARGEST_PART < 600
+    assert same(unpacked(small), content)
+
+
+@pytest.mark.parametrize(("arrays", "objects"), [(1, 6), (200, 6)])
+def test_a_message_is_few_objects_whatever_it_holds(arrays: int, objects: int) -> None:
+    content = message(text="a" * 500)
+    for task in ("one", "two"):
+        weights = {str(number): Array(np.full(LARGEST_PART, number, np.uint8)) for number in range(arrays)}
+        content[f"knowledge.{task}"] = ArrayRecord(weights)
+    assert len(get_all_nested_objects(packed(content))) + 1 == objects  # and the message itself
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        ConfigRecord({"large": b"x"}),
+        ArrayRecord(),
+        ArrayRecord({"other": Array(np.zeros(2))}),
+        ArrayRecord({"large": Array(np.zeros(2)), "more": Array(np.zeros(2))}),
+        ArrayRecord({"large": Array("", (), "", b"\xff\xff")}),
+    ],
+)
+def test_broken_large_records_are_refused(record: ArrayRecord | ConfigRecord) -> None:
+    content = packed(message(text="a" * 500))
+    content["large"] = record
+    with pytest.raises(KnowledgeError, match="expected (an array 'large'|records)"):
+        unpacked(content)
+
+
+def test_a_head_that_is_no_head_is_refused() -> None:
+    content = packed(message(text="a" * 500))
+    hidden = RecordDict({"fedstill": ArrayRecord({"x": Array(np.zeros(2))})})
+    data = recorddict_to_proto(hidden).SerializeToString()
+    content["large"] = ArrayRecord({"large": Array("", (), "", data)})
+    with pytest.raises(KnowledgeError, match="record 'fedstill', a ArrayRecord: expected a ConfigRecord"):
+        unpacked(content)
 
 
 def test_little_is_not_made_more() -> None:
@@ -111,5 +150,5 @@ def test_broken_bytes_are_refused_or_read_as_records(place: int, bit: int, cut: 
 
 
 def test_the_protocol_is_compared_before_anything_is_inflated() -> None:
-    with pytest.raises(MismatchError, match="protocol 2: expected 4"):
+    with pytest.raises(MismatchError, match="protocol 2: expected 5"):
         opened(message(protocol=2, packed=b"\xff\xff"))

@@ -189,7 +189,7 @@ def test_a_malformed_description_is_refused(key: str, value: Any) -> None:
 def test_another_protocol_is_refused_with_a_cure() -> None:
     content = introduction.write_question(Question("0.1.0", {}))
     content.config_records["fedstill"]["protocol"] = 1
-    with pytest.raises(MismatchError, match=r"protocol 1: expected 4 \(install the same version") as caught:
+    with pytest.raises(MismatchError, match=r"protocol 1: expected 5 \(install the same version") as caught:
         check_protocol(content)
     assert caught.value.reason is Reason.PROTOCOL
     with pytest.raises(KnowledgeError, match="expected a record 'fedstill'"):

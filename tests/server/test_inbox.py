@@ -246,7 +246,7 @@ def test_many_objects_are_refused_before_any_is_fetched() -> None:
     link.push(Message(content(), reply_to=asked))
     _, tree = link.replies[asked.metadata.message_id]
     names = (hashlib.sha256(str(number).encode()).hexdigest() for number in itertools.count())
-    tree.children.extend(ObjectTree(object_id=next(names)) for _ in range(inboxes.MOST_OBJECTS))
+    tree.children.extend(ObjectTree(object_id=next(names)) for _ in range(inboxes.most_objects(LARGEST)))
 
     assert reason(opened(link).pull([asked.metadata.message_id])) is Reason.TOO_LARGE
     assert link.pulled == 0

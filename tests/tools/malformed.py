@@ -487,7 +487,7 @@ def an_error(sound: Sound) -> Reply:
 
 @kind(Reason.CLIENT_ERROR, when="any")
 def a_long_error(sound: Sound) -> Reply:
-    return Error(2, "x" * 50_000)  # of more than 80 kB the proxy lets nothing through
+    return Error(2, "x" * 10_000)  # of more than 16 KiB the proxy lets nothing through
 
 
 @kind(*set(Reason), when="any")

@@ -2,5 +2,5 @@
 
 __version__ = "0.1.0"
 
-PROTOCOL = 4
+PROTOCOL = 5
 """Version of the messages between server and clients; both sides compare it before they work."""

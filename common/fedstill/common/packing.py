@@ -3,11 +3,13 @@
 A coded prediction of 200 samples takes 150 bytes; the records around it, with their names, digests, options and array
 headers, would take six times as much in every message. A packed message is a RecordDict:
 
-    "fedstill"          ConfigRecord   protocol and run as they were, and packed: all other records and what is left of
-                                       this one, as Flower's protobuf, deflated (RFC 1951)
-    "knowledge.NAME"    ArrayRecord    only if it is large: its own bytes outweigh its names
+    "fedstill"  ConfigRecord   protocol and run as they were, and packed: all other records and what is left of this one,
+                               as Flower's protobuf, deflated (RFC 1951)
+    "large"     ArrayRecord    only if there are large arrays, whose bytes outweigh their names: their records, as Flower's
+                               protobuf, in one array
 
-and what the sender keeps apart.
+and what the sender keeps apart. Flower's SuperLink writes down every record, every array and every 5 MiB of an array of a
+message by itself, each by a request of its own: two hundred arrays of weights would be four hundred of them.
 
 A stranger's bytes are inflated up to a limit, whatever they would become.
 """
@@ -15,9 +17,10 @@ A stranger's bytes are inflated up to a limit, whatever they would become.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
-from flwr.app import ArrayRecord, ConfigRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+from flwr.app.message.recorddict import RecordType
 from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
 from flwr.proto.recorddict_pb2 import RecordDict as Wire
 
@@ -32,7 +35,7 @@ LARGEST_PART = 2**11
 LARGEST = 2**22
 """Bytes that a packed part unpacks to."""
 
-_PACKED = "packed"
+_PACKED, _LARGE = "packed", "large"
 _PLAIN = ("protocol", "run")
 """Of the head: what both sides compare before they unpack, and a name, which must not change the size of the rest."""
 
@@ -89,20 +92,23 @@ def packed(content: RecordDict, *, apart: Collection[str] = ()) -> RecordDict:
         return content
     plain = ConfigRecord({key: head[key] for key in _PLAIN if key in head})
     small = RecordDict({HEAD: ConfigRecord({key: value for key, value in head.items() if key not in plain})})
-    beside = {}
+    large, beside = RecordDict(), {}
     for key, record in content.items():
-        if key == HEAD:
-            continue
-        if key in apart or (isinstance(record, ArrayRecord) and _size(record) > LARGEST_PART):
+        if key in apart:
             beside[key] = record
-        else:
+        elif isinstance(record, ArrayRecord) and _size(record) > LARGEST_PART:
+            large[key] = record
+        elif key != HEAD:
             small[key] = record
-    data = recorddict_to_proto(small).SerializeToString(deterministic=True)
+    data = _written(small)
     if len(data) > LARGEST:
         return content
     press = zlib.compressobj(9, zlib.DEFLATED, _RAW, zdict=_DICTIONARY)
     plain[_PACKED] = press.compress(data) + press.flush()
     short = RecordDict({HEAD: plain, **beside})
+    if large:
+        short[_LARGE] = ArrayRecord({_LARGE: Array("", (), "", _written(large))})
+        return short
     return min(content, short, key=content_bytes)
 
 
@@ -116,20 +122,44 @@ def unpacked(content: RecordDict) -> RecordDict:
     data = head.get(_PACKED)
     if not isinstance(data, bytes):
         return content
-    try:
-        inner = recorddict_from_proto(Wire.FromString(_inflated(data)))
-    except KnowledgeError:
-        raise
-    except Exception as error:  # the border: protobuf's and zlib's errors have no common base
-        raise KnowledgeError(f"a packed message of {len(data)} bytes", f"expected records: {error}") from None
-    rest = inner.config_records.get(HEAD, ConfigRecord())
+    beside = {key: record for key, record in content.items() if key != _LARGE}
+    inner = {**_read(_inflated(data)), **_read(_large(content))}
+    rest = inner.get(HEAD, ConfigRecord())
+    if not isinstance(rest, ConfigRecord):
+        raise KnowledgeError(f"record '{HEAD}', a {type(rest).__name__}", "expected a ConfigRecord")
     outer = {key: value for key, value in head.items() if key != _PACKED}
-    return RecordDict({**inner, **content, HEAD: ConfigRecord({**outer, **rest})})
+    return RecordDict({**inner, **beside, HEAD: ConfigRecord({**outer, **rest})})
+
+
+def _written(records: RecordDict) -> bytes:
+    return bytes(recorddict_to_proto(records).SerializeToString(deterministic=True))
+
+
+def _read(data: bytes) -> Mapping[str, RecordType]:
+    try:
+        return recorddict_from_proto(Wire.FromString(data))
+    except Exception as error:  # the border: what protobuf and Flower raise has no common base
+        raise KnowledgeError(f"a packed message of {len(data)} bytes", f"expected records: {error}") from None
+
+
+def _large(content: RecordDict) -> bytes:
+    """What a message has of large records."""
+    if _LARGE not in content:
+        return b""
+    record = content[_LARGE]
+    if not isinstance(record, ArrayRecord) or set(record) != {_LARGE}:
+        raise KnowledgeError(
+            f"record '{_LARGE}', a {type(record).__name__} of {len(record)}", f"expected an array '{_LARGE}'"
+        )
+    return record[_LARGE].data
 
 
 def _inflated(data: bytes) -> bytes:
     press = zlib.decompressobj(_RAW, zdict=_DICTIONARY)
-    plain = press.decompress(data, LARGEST)
+    try:
+        plain = press.decompress(data, LARGEST)
+    except zlib.error as error:
+        raise KnowledgeError(f"a packed message of {len(data)} bytes", f"expected deflated ones: {error}") from None
     if not press.eof:
         raise KnowledgeError(
             f"a packed message of {len(data)} bytes",

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -44,8 +45,8 @@ log = logging.getLogger(__name__)
 LARGEST = 2**28
 """Bytes of a message, unless a run says otherwise."""
 
-MOST_OBJECTS = 1_000
-"""Of one message: each array is two of them, or more if it is above 5 MiB. The door lets few more be announced."""
+FEW_OBJECTS, CHUNK = 20, 5 * 2**20
+"""`packing` makes six objects of any message, and one more of each further 5 MiB."""
 
 PATIENCE = 60.0
 """Seconds for which a SuperLink that fails is asked again."""
@@ -184,13 +185,10 @@ class Inbox:
     def _begin(self, proto: ProtoMessage, tree: ObjectTree) -> Iterable[Pulled]:
         missing = list(dict.fromkeys(one.object_id for one in iterate_object_tree(tree)))
         pending = _Pending(proto, missing)
-        if len(missing) > MOST_OBJECTS:
-            return self._end(
-                pending,
-                KnowledgeError(
-                    f"a message of {len(missing)} objects", f"expected at most {MOST_OBJECTS}", reason=Reason.TOO_LARGE
-                ),
-            )
+        most = most_objects(self.largest)
+        if len(missing) > most:
+            told = f"a message of {len(missing)} objects"
+            return self._end(pending, KnowledgeError(told, f"expected at most {most}", reason=Reason.TOO_LARGE))
         self._pending[proto.metadata.reply_to_message_id] = pending
         return []
 
@@ -280,6 +278,11 @@ def read_message(proto: ProtoMessage, contents: Mapping[str, bytes], largest: in
         )
     told.__dict__["_message_id"] = identity  # as Flower does: an object does not hold its own id
     return message
+
+
+def most_objects(largest: int) -> int:
+    """Objects that a message of so many bytes may have. The door lets few more be announced."""
+    return FEW_OBJECTS + math.ceil(largest / CHUNK)
 
 
 def array_bytes(content: bytes, contents: Mapping[str, bytes]) -> int:

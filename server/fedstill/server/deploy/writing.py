@@ -20,8 +20,8 @@ from fedstill.server.deploy.layout import Federation, Site
 INSTALLED = "/opt/fedstill/bin"
 """Where systemd units look for the programs."""
 
-BODY, ANNOUNCED = 64, 80
-"""MiB of an object; KiB of any other request: 73 bytes announce an object, and a message has at most 1,000."""
+BODY, ANNOUNCED = 64, 16
+"""MiB of an object; KiB of any other request: 73 bytes announce an object, and 220 of them are a message of 1 GiB."""
 
 RATE, BURST = 50, 200
 """Requests a second of one site, and how many at once: a round of 200 kB is about 20 requests."""
