@@ -97,7 +97,7 @@ def test_a_message_is_few_objects_whatever_it_holds(arrays: int, objects: int) -
 def test_broken_large_records_are_refused(record: ArrayRecord | ConfigRecord) -> None:
     content = packed(message(text="a" * 500))
     content["large"] = record
-    with pytest.raises(KnowledgeError, match="expected (an array 'large'|records)"):
+    with pytest.raises(KnowledgeError, match=r"expected (an array 'large'|records)"):
         unpacked(content)
 
 

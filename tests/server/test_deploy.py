@@ -214,9 +214,12 @@ class TestConfiguration:
         table = yaml.safe_load((federation.path / "compose.yaml").read_text())
         services = table["services"]
         assert sorted(services) == ["loopback", "node-north", "node-south", "proxy", "superexec", "superlink"]
-        assert services["superlink"]["command"] == ["flower-superlink", *writing.superlink_arguments(federation)]
-        program = ["python", "-m", "fedstill.server.deploy.superexec"]
-        assert services["superexec"]["command"] == [*program, *writing.superexec_arguments(federation)]
+        arguments = {
+            "superlink": writing.superlink_arguments(federation),
+            "superexec": writing.superexec_arguments(federation),
+        }
+        for name, own in arguments.items():
+            assert services[name]["command"] == ["python", "-m", f"fedstill.server.deploy.{name}", *own]
         assert services["loopback"]["ports"] == ["8443:8443"]
         # Nodes reach the door by the name in their node.toml; the SuperLink's own port is none of theirs.
         assert services["loopback"]["networks"]["default"]["aliases"] == [federation.host]

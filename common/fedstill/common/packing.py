@@ -3,13 +3,13 @@
 A coded prediction of 200 samples takes 150 bytes; the records around it, with their names, digests, options and array
 headers, would take six times as much in every message. A packed message is a RecordDict:
 
-    "fedstill"  ConfigRecord   protocol and run as they were, and packed: all other records and what is left of this one,
-                               as Flower's protobuf, deflated (RFC 1951)
-    "large"     ArrayRecord    only if there are large arrays, whose bytes outweigh their names: their records, as Flower's
-                               protobuf, in one array
+    "fedstill"  ConfigRecord   protocol and run as they were, and packed: all other records and what is left of this
+                               one, as Flower's protobuf, deflated (RFC 1951)
+    "large"     ArrayRecord    only if there are large arrays, whose bytes outweigh their names: their records, as
+                               Flower's protobuf, in one array
 
-and what the sender keeps apart. Flower's SuperLink writes down every record, every array and every 5 MiB of an array of a
-message by itself, each by a request of its own: two hundred arrays of weights would be four hundred of them.
+and what the sender keeps apart. Flower's SuperLink writes down every record, every array and every 5 MiB of an array
+by itself, each at a request of its own: a network's two hundred arrays would be four hundred of them.
 
 A stranger's bytes are inflated up to a limit, whatever they would become.
 """

@@ -213,7 +213,7 @@ def answers(federation: Federation, timeout: float = 2.0) -> bool:
 def _server(federation: Federation, data_dir: Path | None) -> list[Wanted]:
     environment = control.environment(federation) | _data(data_dir)
     programs, path = Path(sys.executable).parent, str(federation.path)
-    superlink = (str(programs / "flower-superlink"), *superlink_arguments(federation))
+    superlink = (sys.executable, "-m", "fedstill.server.deploy.superlink", *superlink_arguments(federation))
     superexec = (str(programs / "flower-superexec"), *superexec_arguments(federation))
     proxy = (
         _nginx(),
