@@ -15,7 +15,7 @@ from flwr.supercore.inflatable.inflatable_object import get_object_id
 from malformed import Raw, Reply, Sound, Thing, kind
 
 from fedstill.common.errors import Reason
-from fedstill.server.inbox import LARGEST, most_objects
+from fedstill.server.deploy.writing import ANNOUNCED
 
 
 def thing(kind_name: str, body: bytes, children: Sequence[Thing] = ()) -> Thing:
@@ -109,6 +109,7 @@ def bytes_that_are_no_object(sound: Sound) -> Reply:
 
 @kind(Reason.NO_ANSWER, Reason.TOO_LARGE, when="silent")
 def too_many_objects(sound: Sound) -> Reply:
-    many = [ObjectTree(object_id=sound.rng.bytes(32).hex()) for _ in range(most_objects(LARGEST))]
+    most = ANNOUNCED * 1024 // 73 - 20  # that the door lets through
+    many = [ObjectTree(object_id=sound.rng.bytes(32).hex()) for _ in range(most)]
     root = _envelope(sound, _dictionary(_heads(sound)))
     return Raw(replace(root, tree=ObjectTree(object_id=root.id, children=[*root.tree.children, *many])))
