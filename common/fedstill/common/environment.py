@@ -14,5 +14,6 @@ FLOWER: Mapping[str, str] = MappingProxyType(
 )
 """No reports home, no question for updates, no packages installed at run time."""
 
-PROCESSES: Mapping[str, str] = MappingProxyType({**FLOWER, "OMP_NUM_THREADS": "1"})
-"""The same, and one thread for each process."""
+PROCESSES: Mapping[str, str] = MappingProxyType({**FLOWER, "OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2"})
+"""The same, one thread of torch's for each process, and memory that many threads take from two places: glibc would give
+each its own, of which a SuperLink never gives back what was free once."""
