@@ -259,7 +259,7 @@ def test_environment_variables() -> None:
         for part in ("common", "server", "client", "simulations")
         for path in (ROOT / part).rglob("*.py")
     ]
-    used = {name for text in sources for name in re.findall(r'"((?:FEDSTILL|FLWR|OMP)_[A-Z_]+)"', text)}
+    used = {name for text in sources for name in re.findall(r'"((?:FEDSTILL|FLWR|OMP|MALLOC)_[A-Z_]+)"', text)}
     rows = table_below((DOCS / "environment.md").read_text(encoding="utf-8"), "Environment")
     assert {row[0].strip("`") for row in rows} == used
 

@@ -121,9 +121,9 @@ def _begin(selector: selectors.BaseSelector, listener: socket.socket) -> bool:
         content, files, _, _ = socket.recv_fds(shim, LARGEST, 3)
         while not content.endswith(b"\n"):
             more = shim.recv(LARGEST)
-            if not more or len(content) > LARGEST:
-                raise ValueError("half a request")
             content += more
+            if not more or len(content) > LARGEST:
+                raise ValueError("half a request, or too much of one")
         wanted = json.loads(content)
         arguments, environment, folder = wanted["argv"], wanted["environ"], wanted["cwd"]
     except (OSError, ValueError, KeyError, TypeError) as error:
