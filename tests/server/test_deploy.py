@@ -188,8 +188,30 @@ class TestConfiguration:
         shutil.copytree(federation.server, there / "server")
         shutil.copy(federation.path / "federation.toml", there)
         moved = open_federation(there)
-        writing.write_sites(moved)
+        (moved.server / "sites.conf").unlink()
+        assert set(writing.upgrade(moved)) == {
+            moved.path / name for name in ("README.md", "compose.yaml", "server/sites.conf")
+        }
         assert (moved.server / "sites.conf").read_text() == (federation.server / "sites.conf").read_text()
+
+    def test_an_upgrade_writes_what_is_another(self, federation: Federation) -> None:
+        north = federation.site("north")
+        changed = [federation.server / "nginx.conf", federation.path / "compose.yaml", north.path / "node.service"]
+        missing = federation.server / "systemd" / "fedstill-superlink.service"
+        before = {path: path.read_bytes() for path in federation.path.rglob("*") if path.is_file()}
+        for path in changed:
+            path.write_text("of an older version")
+        missing.unlink()
+        (federation.site("south").config).write_text('name = "south"  # and more, by hand')
+
+        assert set(writing.upgrade(federation)) == {*changed, missing}
+
+        after = {path: path.read_bytes() for path in federation.path.rglob("*") if path.is_file()}
+        old = {path.with_name(f"{path.name}.old") for path in changed}
+        assert {path for path in after if path not in before} == old
+        assert {path for path in before if after[path] != before[path]} == {federation.site("south").config}
+        assert {path.read_text() for path in old} == {"of an older version"}
+        assert writing.upgrade(federation) == []
 
     def test_the_last_site_stays(self, federation: Federation) -> None:
         with pytest.raises(ConfigError, match="at least one"):

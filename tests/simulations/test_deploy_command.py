@@ -39,3 +39,16 @@ def test_sites_change_where_no_superlink_is(tmp_path: Path) -> None:
     assert header_of(federation.node_key("east")) in door
     assert key not in door
     assert "CN=south" not in door
+
+
+def test_an_upgrade_says_what_it_writes(tmp_path: Path) -> None:
+    folder = tmp_path / "fed"
+    deploy("init", str(folder), "--sites", "north")
+    (folder / "server" / "nginx.conf").write_text("of an older version")
+
+    told = deploy("upgrade", str(folder))
+
+    assert f"written {folder / 'server' / 'nginx.conf'}" in told
+    assert "README" not in told
+    assert f"next fedstill deploy down {folder}" in told
+    assert deploy("upgrade", str(folder)).startswith(f"same {folder}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
@@ -44,7 +44,7 @@ def init(federation: Federation) -> None:
     _server(federation, authority)
     for name in federation.sites:
         _site(federation, authority, federation.site(name))
-    write_sites(federation)
+    _write_all(_files_of_all_sites(federation))
     federation.processes.mkdir(exist_ok=True)
 
 
@@ -59,7 +59,7 @@ def add(federation: Federation, name: str) -> Federation:
     grown = replace(federation, sites=(*federation.sites, name))
     _site(grown, identities.read_authority(federation.path / "ca"), grown.site(name))
     grown.save()
-    write_sites(grown)
+    _write_all(_files_of_all_sites(grown))
     return grown
 
 
@@ -80,7 +80,7 @@ def renew(federation: Federation, name: str = "") -> None:
     if name not in federation.sites:
         raise ConfigError(f"site '{name}'", f"expected one of {', '.join(federation.sites)}")
     _site_identities(federation, authority, federation.site(name))
-    write_sites(federation)
+    _write_all(_files_of_all_sites(federation))
 
 
 def remove(federation: Federation, name: str) -> Federation:
@@ -93,26 +93,29 @@ def remove(federation: Federation, name: str) -> Federation:
         raise ConfigError(f"site '{name}'", f"expected one of {', '.join(federation.sites)}")
     shrunk = replace(federation, sites=tuple(site for site in federation.sites if site != name))
     shrunk.save()
-    write_sites(shrunk)
+    _write_all(_files_of_all_sites(shrunk))
     return shrunk
 
 
-def write_sites(federation: Federation) -> None:
-    """Write what names every site: which certificate may come in with which node key, and compose.yaml."""
-    words = {**_words(federation), **_network(federation)}
-    nodes = "".join(_filled("compose-node.yaml", {**words, "site": name}) for name in federation.sites)
-    volumes = "volumes:\n" + "".join(f"  store-{name}:\n" for name in federation.sites)
-    _write(federation.path / "compose.yaml", _filled("compose.yaml", {**words, "nodes": nodes + volumes}))
-    lines = [
-        f'    "{_distinguished(name)}:{identities.header_of(federation.node_key(name))}" 1;'
-        for name in federation.sites
-    ]
-    # A key of a map has to fit in a bucket of its hash table.
-    text = (
-        "map_hash_bucket_size 1024;\nmap_hash_max_size 65536;\n"
-        'map "$ssl_client_s_dn:$http_flwr_public_key" $site {\n    default 0;\n' + "\n".join(lines) + "\n}\n"
-    )
-    (federation.server / "sites.conf").write_text(text, encoding="utf-8")
+def upgrade(federation: Federation) -> list[Path]:
+    """Write configuration as this version of fedstill has it; certificates, keys, `node.toml` and runs stay.
+
+    Returns:
+        Files that are new or others than before; as it was, each lies beside itself, with `.old` at its name's end.
+    """
+    changed = []
+    here = [federation.site(name) for name in federation.sites if federation.site(name).path.is_dir()]
+    wanted = {**_server_files(federation), **_files_of_all_sites(federation)}
+    for site in here:
+        wanted |= _site_files(federation, site)
+    for path, text in wanted.items():
+        if path.is_file():
+            if path.read_text(encoding="utf-8") == text:
+                continue
+            path.replace(path.with_name(f"{path.name}.old"))
+        _write(path, text)
+        changed.append(path)
+    return changed
 
 
 def superlink_arguments(federation: Federation) -> list[str]:
@@ -137,15 +140,23 @@ def superexec_arguments(federation: Federation) -> list[str]:
 
 
 def _server(federation: Federation, authority: identities.Authority) -> None:
-    server = federation.server
     _server_identities(federation, authority)
     federation.runs.mkdir()
+    _write_all(_server_files(federation))
+
+
+def _server_files(federation: Federation) -> dict[Path, str]:
+    server = federation.server
     words = {**_words(federation), "rate": RATE, "burst": BURST, "body": BODY, "announced": ANNOUNCED}
-    _write(server / "nginx.conf", _filled("nginx.conf", words))
-    _write(server / "app" / "pyproject.toml", _filled("app.toml", words))
-    for unit in ("superlink", "superexec", "proxy"):
-        _write(server / "systemd" / f"fedstill-{unit}.service", _filled(f"{unit}.service", words))
-    _write(federation.path / "README.md", _filled("README.md", words))
+    return {
+        server / "nginx.conf": _filled("nginx.conf", words),
+        server / "app" / "pyproject.toml": _filled("app.toml", words),
+        federation.path / "README.md": _filled("README.md", words),
+        **{
+            server / "systemd" / f"fedstill-{unit}.service": _filled(f"{unit}.service", words)
+            for unit in ("superlink", "superexec", "proxy")
+        },
+    }
 
 
 def _server_identities(federation: Federation, authority: identities.Authority) -> None:
@@ -182,11 +193,36 @@ def _site(federation: Federation, authority: identities.Authority, site: Site) -
         # site = "client.toml"
         "config": {"partition-id": number, "num-partitions": len(federation.sites)},
     }
-    _write(site.config, to_toml(table))
+    _write_all({site.config: to_toml(table), **_site_files(federation, site)})
+
+
+def _site_files(federation: Federation, site: Site) -> dict[Path, str]:
     credentials = "\n".join(f"LoadCredential={name}:/etc/fedstill/{name}" for name in SITE_FILES)
     words = {**_words(federation), "site": site.name, "credentials": credentials}
-    _write(site.path / "node.service", _filled("node.service", words))
-    _write(site.path / "README.md", _filled("site-README.md", words))
+    return {
+        site.path / "node.service": _filled("node.service", words),
+        site.path / "README.md": _filled("site-README.md", words),
+    }
+
+
+def _files_of_all_sites(federation: Federation) -> dict[Path, str]:
+    """What names every site: which certificate may come in with which node key, and compose.yaml."""
+    words = {**_words(federation), **_network(federation)}
+    nodes = "".join(_filled("compose-node.yaml", {**words, "site": name}) for name in federation.sites)
+    volumes = "volumes:\n" + "".join(f"  store-{name}:\n" for name in federation.sites)
+    lines = [
+        f'    "{_distinguished(name)}:{identities.header_of(federation.node_key(name))}" 1;'
+        for name in federation.sites
+    ]
+    # A key of a map has to fit in a bucket of its hash table.
+    door = (
+        "map_hash_bucket_size 1024;\nmap_hash_max_size 65536;\n"
+        'map "$ssl_client_s_dn:$http_flwr_public_key" $site {\n    default 0;\n' + "\n".join(lines) + "\n}\n"
+    )
+    return {
+        federation.path / "compose.yaml": _filled("compose.yaml", {**words, "nodes": nodes + volumes}),
+        federation.server / "sites.conf": door,
+    }
 
 
 def _words(federation: Federation) -> dict[str, object]:
@@ -226,6 +262,11 @@ def _distinguished(site: str) -> str:
 def _filled(template: str, words: dict[str, object]) -> str:
     text = files("fedstill.server.deploy").joinpath("templates", template).read_text(encoding="utf-8")
     return Template(text).substitute(words)
+
+
+def _write_all(texts: Mapping[Path, str]) -> None:
+    for path, text in texts.items():
+        _write(path, text)
 
 
 def _write(path: Path, text: str) -> None:

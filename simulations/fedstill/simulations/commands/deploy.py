@@ -146,6 +146,28 @@ def renew(
     _take_effect(one)
 
 
+@app.command(epilog="Example:  fedstill deploy upgrade heart")
+def upgrade(folder: Folder) -> None:
+    """Write configuration as this version of fedstill has it; certificates, keys, node.toml and runs stay."""
+    from fedstill.server.deploy import writing
+    from fedstill.server.deploy.layout import open_federation
+
+    console = make_console()
+    changed = writing.upgrade(open_federation(folder))
+    for path in changed:
+        console.print(f"written {path}", highlight=False, soft_wrap=True)
+    if not changed:
+        console.print(f"same    {folder}: it is as this version would write it", highlight=False)
+        return
+    console.print("        what was there before lies beside each file, as .old", highlight=False)
+    console.print(f"next    fedstill deploy down {folder}, fedstill deploy up {folder}", highlight=False)
+    console.print(
+        "        services: copy the units again, and systemctl daemon-reload; containers: docker compose up -d",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
 def _take_effect(federation: Federation) -> None:
     """Let what was written hold at the SuperLink, if it is here; if not, say how it will."""
     from fedstill.server.deploy import running
