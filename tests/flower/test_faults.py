@@ -37,6 +37,7 @@ from faults import (
 
 from fedstill.common.lock import held
 from fedstill.server.deploy import control, identities, running
+from fedstill.server.deploy.submitting import refused
 from fedstill.server.deploy.supervisor import read_state
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not NGINX, reason="nginx is not installed")]
@@ -384,10 +385,12 @@ def test_a_node_has_another_version(arena: Arena, observed: Observed, tmp_path: 
         play = arena.begin(**{"rounds.count": 1})
         play.check()
     assert all(step["cohort"] == ["east", "north"] for step in play.look())
-    said = server_log(arena.federation, play.submitted.id)
-    assert "does not take part: other-version" in said
-    assert "0.0.9" in said
-    observed("a node with another fedstill", "it is not asked; `flwr log` says other-version", "its next run")
+    said = refused(arena.federation, play.submitted.folder)
+    assert list(said) == ["south"]
+    assert said["south"].startswith("other-version: ")
+    assert "0.0.9" in said["south"]
+    assert "does not take part: other-version" in server_log(arena.federation, play.submitted.id)
+    observed("a node with another fedstill", "it is not asked; `fedstill run` says other-version", "its next run")
 
 
 @pytest.mark.parametrize("fault", ["other authority", "missing", "other site's key"])

@@ -125,6 +125,13 @@ def test_an_error_of_the_client_gives_the_last_line_of_its_traceback() -> None:
     assert last_line("") == ""
 
 
+def test_what_a_stranger_says_is_fit_to_show() -> None:
+    said = gate().admit(error("\x1b[31mred\x07\t of [/all] \u202e" + "x" * 10**6))
+    assert isinstance(said, Rejection)
+    assert said.detail.startswith("\ufffd[31mred\ufffd of [/all] \ufffdxxx")
+    assert len(said.detail) == LONGEST_DETAIL
+
+
 def change(record: str, key: str, value: Any) -> RecordDict:
     sent = content()
     sent.config_records[record][key] = value

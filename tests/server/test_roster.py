@@ -81,6 +81,7 @@ REFUSED: dict[str, tuple[Spoil, str]] = {
     "no head": (_drop("fedstill"), "expected a record 'fedstill'"),
     "no name": (_head(client=""), "a name or version of 0 characters"),
     "a long name": (_head(client="x" * 101), "a name or version of 101 characters: expected 1 to 100"),
+    "a name that a terminal obeys": (_head(client="\x1b[2J"), "a name or version of 4 characters: .* printable"),
     "a long model": (_task(model="x" * 101), "a name or version of 101 characters"),
     "another task": (_rename("task.wine", "task.beer"), "task 'beer': expected one of wine"),
     "no task": (_drop("task.wine"), "client 'client-1' without a task"),
@@ -106,6 +107,7 @@ def test_a_description_that_does_not_fit_is_refused(gathered: Callable[..., Rost
     with pytest.raises(QuorumError, match=message):  # the reason is told with the shortage
         gathered(spoil, least=4)
     assert len(why) <= 500
+    assert why.isprintable()
 
 
 def test_of_two_nodes_with_one_name_the_first_takes_part(
@@ -119,7 +121,7 @@ def test_of_two_nodes_with_one_name_the_first_takes_part(
 
 
 def test_an_odd_name_does_not_break_the_files(play_small: Play, small: Small) -> None:
-    odd = 'a "b" = [c]\n\t\u2028\x01'
+    odd = 'a "b" = [c] [/d] \\ é 名'
 
     def tamper(message: Message, context: Context, inner: ClientApp) -> Message:
         reply = inner(message, context)

@@ -287,6 +287,7 @@ def test_a_client_that_cannot_describe_itself_is_left_out(play_small: Play) -> N
 
     assert all(record["cohort"] == list(NAMES[:3]) for record in played.records)
     assert list(played.folder.config()["roster"]) == list(NAMES[:3])
+    assert ["not installed" in why for why in played.folder.config()["refused"].values()] == [True]
 
 
 # Cohorts ------------------------------------------------------------------------------------------------------------

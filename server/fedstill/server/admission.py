@@ -129,7 +129,7 @@ class Gate:
         return answer
 
     def _rejection(self, reason: Reason, detail: str) -> Rejection:
-        return Rejection(self.client, reason, detail[:LONGEST_DETAIL])
+        return Rejection(self.client, reason, fit_to_show(detail))
 
     def _check(self, answer: Answer) -> None:
         if answer.client != self.client:
@@ -274,6 +274,12 @@ def _bytes(value: object) -> int:
     if isinstance(value, list):
         return sum(_bytes(item) for item in value)
     return len(value) if isinstance(value, str | bytes) else 8
+
+
+def fit_to_show(told: str) -> str:
+    """What a stranger says, in one line of at most `LONGEST_DETAIL` characters, none of which a terminal obeys."""
+    start = " ".join(told[: 2 * LONGEST_DETAIL].split())
+    return "".join(one if one.isprintable() else "\N{REPLACEMENT CHARACTER}" for one in start)[:LONGEST_DETAIL]
 
 
 def last_line(text: str) -> str:

@@ -22,7 +22,7 @@ from fedstill.common.models import model_names
 from fedstill.common.packing import content_bytes, packed
 from fedstill.common.sides import ClientInfo
 from fedstill.common.wire import LONGEST_NAME
-from fedstill.server.admission import LONGEST_DETAIL, last_line
+from fedstill.server.admission import fit_to_show, last_line
 from fedstill.server.exchange import ask
 from fedstill.server.holdings import ServerTask
 from fedstill.server.inbox import patiently
@@ -104,11 +104,11 @@ def gather(grid: Grid, tasks: Mapping[str, ServerTask], *, count: int, least: in
             if reply.fault is not None:
                 raise reply.fault
             if reply.message.has_error():
-                refused[node] = last_line(reply.message.error.reason or "no reason given")[:LONGEST_DETAIL]
+                refused[node] = last_line(reply.message.error.reason or "no reason given")
                 continue
             refusal = introduction.read_refusal(reply.message.content)
             if refusal is not None:
-                refused[node] = f"{refusal.reason}: {refusal.detail}"[:LONGEST_DETAIL]
+                refused[node] = f"{refusal.reason}: {refusal.detail}"
                 continue
             description = introduction.read_description(reply.message.content)
             _check(description, tasks)
@@ -118,7 +118,8 @@ def gather(grid: Grid, tasks: Mapping[str, ServerTask], *, count: int, least: in
             told[description.client] = (node, description)
             sizes[description.client] = content_bytes(reply.message.content)
         except (FedstillError, ValueError, TypeError, KeyError) as error:
-            refused[node] = str(error)[:LONGEST_DETAIL]
+            refused[node] = str(error)
+    refused = {node: fit_to_show(why) for node, why in refused.items()}
     for node, why in refused.items():
         log.warning("node %d does not take part: %s", node, why)
     if len(told) < least:
@@ -207,10 +208,11 @@ def _wait_for_nodes(grid: Grid, count: int, deadline: float) -> list[int]:
 def _check(description: Description, tasks: Mapping[str, ServerTask]) -> None:
     if not description.tasks:
         raise UnsupportedError(f"client '{description.client}' without a task", f"expected one of {', '.join(tasks)}")
-    # Names are written to the run's files, and a stranger chose them.
+    # Names are written to the run's files and shown, and a stranger chose them.
     for text in (description.client, description.software, *(told.model for told in description.tasks.values())):
-        if not 0 < len(text) <= LONGEST_NAME:
-            raise UnsupportedError(f"a name or version of {len(text)} characters", f"expected 1 to {LONGEST_NAME}")
+        if not 0 < len(text) <= LONGEST_NAME or not text.isprintable():
+            found = f"a name or version of {len(text)} characters"
+            raise UnsupportedError(found, f"expected 1 to {LONGEST_NAME} printable ones")
     check_software(description.software)
     for name, told in description.tasks.items():
         if name not in tasks:

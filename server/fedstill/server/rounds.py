@@ -194,7 +194,8 @@ def _roster(run: Run) -> Roster:
     rosters.check_tasks(roster, run.tasks)
     rosters.check_models(roster, run.scenario.algorithm, run.tasks)
     labels = {name: list(task.spec.classes) for name, task in run.tasks.items()}
-    run.folder.add(roster=roster.table(), labels=labels, specs=spec_tables(run.tasks))
+    refused = {str(node): why for node, why in roster.refused.items()}
+    run.folder.add(roster=roster.table(), refused=refused, labels=labels, specs=spec_tables(run.tasks))
     return roster
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -147,6 +148,16 @@ def follow(
         if state is not None and state.finished:
             return state
         time.sleep(LOOK)
+
+
+def refused(federation: Federation, folder: RunFolder) -> dict[str, str]:
+    """Why nodes do not take part in a run, by the name of their site; by their id if it is not known."""
+    told: dict[str, str] = folder.config().get("refused", {})
+    names = {}
+    if told:
+        with contextlib.suppress(FedstillError):  # a SuperLink that is away for a while is no fault of the run's
+            names = {one.id: one.name for one in control.nodes(federation) if one.name}
+    return {names.get(node, f"node {node}"): why for node, why in told.items()}
 
 
 def _size(folder: RunFolder) -> int:

@@ -70,7 +70,7 @@ def resume(
 
 
 def _follow(federation: Federation, submitted: Submitted, *, detach: bool, as_json: bool) -> None:
-    from fedstill.server.deploy.submitting import follow
+    from fedstill.server.deploy.submitting import follow, refused
     from fedstill.server.summary import summary
     from fedstill.server.trackers.lines import step_line, step_notes
     from fedstill.server.wording import verdict
@@ -82,11 +82,18 @@ def _follow(federation: Federation, submitted: Submitted, *, detach: bool, as_js
             print_json({"run": submitted.id, "folder": str(submitted.folder.path)})
         return
 
+    shown = False
+
     def show(record: dict[str, object]) -> None:
+        nonlocal shown
+        if not shown:
+            shown = True
+            for site, why in refused(federation, submitted.folder).items():
+                console.print(f"{site} does not take part: {why}", highlight=False, markup=False)
         last = submitted.folder.scenario().rounds.count + 1
         console.print(step_line(record, last), highlight=False)
         for note in step_notes(record):
-            console.print(f"  {note}", highlight=False)
+            console.print(f"  {note}", highlight=False, markup=False)
 
     def idle(why: str) -> None:
         complain(
