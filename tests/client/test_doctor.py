@@ -224,3 +224,13 @@ def test_memory(party: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fedstill.client.doctor._available", lambda: 10**8)
     one.change(resources={"memory": 0})
     assert look(one.path)["memory"].state == "wrong"
+
+
+@pytest.mark.parametrize(("limit", "state"), [("max", "right"), (str(2**63 - 4096), "right"), (str(10**7), "wrong")])
+def test_a_containers_memory(
+    party: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, limit: str, state: str
+) -> None:
+    told = tmp_path / "memory.max"
+    told.write_text(f"{limit}\n")
+    monkeypatch.setattr("fedstill.client.doctor.CONTAINER", (tmp_path / "not there", told))
+    assert look(party().path)["memory"].state == state

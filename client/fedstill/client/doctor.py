@@ -199,6 +199,10 @@ def _ledger(site: Site) -> Check:
     return Check("ledger", "right", found)
 
 
+CONTAINER = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
+"""Where a container is told the memory that it may have, in either version of control groups."""
+
+
 def _memory(site: Site) -> Check:
     limit = site.resources.memory
     free = _available()
@@ -212,7 +216,19 @@ def _memory(site: Site) -> Check:
 
 
 def _available() -> int:
-    """Bytes of memory that a new process could have."""
+    """Bytes of memory that a new process could have: of the machine, and of the container."""
+    return min([_free(), *(int(text) for path in CONTAINER if (text := _text(path)).isdigit())])
+
+
+def _text(path: Path) -> str:
+    """A file's text, "" if there is none."""
+    try:
+        return path.read_text(encoding="ascii").strip()
+    except OSError:
+        return ""
+
+
+def _free() -> int:
     try:
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
