@@ -30,7 +30,7 @@ HEAD = "fedstill"
 """Record that every message has."""
 
 LARGEST_PART = 2**11
-"""Bytes of arrays that are packed with the rest; more of them stay as they are."""
+"""Bytes of arrays that are packed with the rest; a record of more is a large one."""
 
 LARGEST = 2**22
 """Bytes that a packed part unpacks to."""
