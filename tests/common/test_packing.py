@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -71,7 +72,7 @@ def test_large_arrays_stay_as_they_are() -> None:
     small = packed(content)
     assert set(small) == {"fedstill", "large"}
     [array] = small.array_records["large"].values()
-    assert 0 < len(array.data) - 6 * LARGEST_PART < 600
+    assert array.data == b"".join(content.array_records[f"knowledge.{name}"]["values"].data for name in large)
     assert same(unpacked(small), content)
 
 
@@ -84,30 +85,42 @@ def test_a_message_is_few_objects_whatever_it_holds(arrays: int, objects: int) -
     assert len(get_all_nested_objects(packed(content))) + 1 == objects  # and the message itself
 
 
-@pytest.mark.parametrize(
-    "record",
-    [
-        ConfigRecord({"large": b"x"}),
-        ArrayRecord(),
-        ArrayRecord({"other": Array(np.zeros(2))}),
-        ArrayRecord({"large": Array(np.zeros(2)), "more": Array(np.zeros(2))}),
-        ArrayRecord({"large": Array("", (), "", b"\xff\xff")}),
-    ],
-)
-def test_broken_large_records_are_refused(record: ArrayRecord | ConfigRecord) -> None:
-    content = packed(message(text="a" * 500))
-    content["large"] = record
-    with pytest.raises(KnowledgeError, match=r"expected (an array 'large'|records)"):
-        unpacked(content)
-
-
-def test_a_head_that_is_no_head_is_refused() -> None:
-    content = packed(message(text="a" * 500))
-    hidden = RecordDict({"fedstill": ArrayRecord({"x": Array(np.zeros(2))})})
-    data = recorddict_to_proto(hidden).SerializeToString()
+def large(data: bytes = b"123456", sizes: Any = (2, 4), keys: Any = ("knowledge.a",)) -> RecordDict:
+    """A packed message whose arrays' bytes lie beside it: two bytes and four, unless it says something else."""
+    inner = message(large=list(keys), sizes=list(sizes))
+    inner["knowledge.a"] = ArrayRecord({"x": Array("u1", (2,), "s", b""), "y": Array("u1", (4,), "s", b"")})
+    inner["task.a"] = ConfigRecord({"classes": ["a class"] * 100})
+    content = packed(inner)
     content["large"] = ArrayRecord({"large": Array("", (), "", data)})
-    with pytest.raises(KnowledgeError, match="record 'fedstill', a ArrayRecord: expected a ConfigRecord"):
-        unpacked(content)
+    return content
+
+
+def test_arrays_get_their_own_bytes() -> None:
+    content = unpacked(large())
+    assert [array.data for array in content.array_records["knowledge.a"].values()] == [b"12", b"3456"]
+    assert set(content) == {"fedstill", "knowledge.a", "task.a"}
+    assert set(content.config_records["fedstill"]) == {"protocol", "run", "round"}
+
+
+BROKEN: dict[str, Callable[[], RecordDict]] = {
+    "too few bytes": lambda: large(b"12345"),
+    "too many bytes": lambda: large(b"1234567"),
+    "too few sizes": lambda: large(sizes=[6]),
+    "a size below zero": lambda: large(sizes=[7, -1]),
+    "sizes that are none": lambda: large(sizes=["2", "4"]),
+    "another record": lambda: large(keys=["task.a"]),
+    "no record": lambda: large(keys=["knowledge.b"]),
+    "a record twice": lambda: large(b"123456" * 2, sizes=[2, 4, 2, 4, 1], keys=["knowledge.a"] * 2),
+    "no bytes": lambda: RecordDict({"fedstill": large()["fedstill"]}),
+    "other bytes": lambda: RecordDict({"fedstill": large()["fedstill"], "large": ArrayRecord()}),
+    "a setting": lambda: RecordDict({"fedstill": large()["fedstill"], "large": ConfigRecord({"large": b"123456"})}),
+}
+
+
+@pytest.mark.parametrize("what", BROKEN)
+def test_broken_large_arrays_are_refused(what: str) -> None:
+    with pytest.raises(KnowledgeError, match=r"arrays of \d+ bytes: expected|expected records"):
+        unpacked(BROKEN[what]())
 
 
 def test_little_is_not_made_more() -> None:

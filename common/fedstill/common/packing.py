@@ -5,8 +5,8 @@ headers, would take six times as much in every message. A packed message is a Re
 
     "fedstill"  ConfigRecord   protocol and run as they were, and packed: all other records and what is left of this
                                one, as Flower's protobuf, deflated (RFC 1951)
-    "large"     ArrayRecord    only if there are large arrays, whose bytes outweigh their names: their records, as
-                               Flower's protobuf, in one array
+    "large"     ArrayRecord    only if there are large arrays, whose bytes outweigh their names: those bytes, in one
+                               array; the records around them are packed like all others
 
 and what the sender keeps apart. Flower's SuperLink writes down every record, every array and every 5 MiB of an array
 by itself, each at a request of its own: a network's two hundred arrays would be four hundred of them.
@@ -17,10 +17,11 @@ A stranger's bytes are inflated up to a limit, whatever they would become.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Sequence
+from itertools import accumulate
+from typing import cast
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
-from flwr.app.message.recorddict import RecordType
 from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
 from flwr.proto.recorddict_pb2 import RecordDict as Wire
 
@@ -30,12 +31,12 @@ HEAD = "fedstill"
 """Record that every message has."""
 
 LARGEST_PART = 2**11
-"""Bytes of arrays that are packed with the rest; a record of more is a large one."""
+"""Bytes of a record's arrays that are packed with the rest; more of them are large."""
 
 LARGEST = 2**22
 """Bytes that a packed part unpacks to."""
 
-_PACKED, _LARGE = "packed", "large"
+_PACKED, _LARGE, _SIZES = "packed", "large", "sizes"
 _PLAIN = ("protocol", "run")
 """Of the head: what both sides compare before they unpack, and a name, which must not change the size of the rest."""
 
@@ -91,25 +92,28 @@ def packed(content: RecordDict, *, apart: Collection[str] = ()) -> RecordDict:
     if head is None or _PACKED in head:
         return content
     plain = ConfigRecord({key: head[key] for key in _PLAIN if key in head})
-    small = RecordDict({HEAD: ConfigRecord({key: value for key, value in head.items() if key not in plain})})
-    large, beside = RecordDict(), {}
+    rest = ConfigRecord({key: value for key, value in head.items() if key not in plain})
+    small, beside = RecordDict({HEAD: rest}), {}
+    large: dict[str, list[bytes]] = {}
     for key, record in content.items():
         if key in apart:
             beside[key] = record
-        elif isinstance(record, ArrayRecord) and _size(record) > LARGEST_PART:
-            large[key] = record
+        elif isinstance(record, ArrayRecord) and sum(map(_size, record.values())) > LARGEST_PART:
+            large[key] = [array.data for array in record.values()]
+            small[key] = ArrayRecord({name: _with_bytes(array, b"") for name, array in record.items()})
         elif key != HEAD:
             small[key] = record
-    data = _written(small)
+    if large:
+        pieces = [piece for one in large.values() for piece in one]
+        rest[_LARGE], rest[_SIZES] = list(large), list(map(len, pieces))
+        beside[_LARGE] = ArrayRecord({_LARGE: Array("", (), "", b"".join(pieces))})
+    data = recorddict_to_proto(small).SerializeToString(deterministic=True)
     if len(data) > LARGEST:
         return content
     press = zlib.compressobj(9, zlib.DEFLATED, _RAW, zdict=_DICTIONARY)
     plain[_PACKED] = press.compress(data) + press.flush()
     short = RecordDict({HEAD: plain, **beside})
-    if large:
-        short[_LARGE] = ArrayRecord({_LARGE: Array("", (), "", _written(large))})
-        return short
-    return min(content, short, key=content_bytes)
+    return short if large else min(content, short, key=content_bytes)
 
 
 def unpacked(content: RecordDict) -> RecordDict:
@@ -122,44 +126,41 @@ def unpacked(content: RecordDict) -> RecordDict:
     data = head.get(_PACKED)
     if not isinstance(data, bytes):
         return content
-    beside = {key: record for key, record in content.items() if key != _LARGE}
-    inner = {**_read(_inflated(data)), **_read(_large(content))}
-    rest = inner.get(HEAD, ConfigRecord())
-    if not isinstance(rest, ConfigRecord):
-        raise KnowledgeError(f"record '{HEAD}', a {type(rest).__name__}", "expected a ConfigRecord")
+    try:
+        inner = recorddict_from_proto(Wire.FromString(_inflated(data)))
+        rest = inner.config_records.get(HEAD, ConfigRecord())
+        keys, sizes = cast("list[str] | None", rest.pop(_LARGE, None)), cast("list[int]", rest.pop(_SIZES, []))
+        if keys is not None:
+            _fill([inner.array_records[key] for key in keys], sizes, content.array_records[_LARGE][_LARGE].data)
+    except KnowledgeError:
+        raise
+    except Exception as error:  # the border: what protobuf, zlib and Flower raise has no common base
+        raise KnowledgeError(f"a packed message of {len(data)} bytes", f"expected records: {error!r}") from None
     outer = {key: value for key, value in head.items() if key != _PACKED}
+    beside = {key: record for key, record in content.items() if keys is None or key != _LARGE}
     return RecordDict({**inner, **beside, HEAD: ConfigRecord({**outer, **rest})})
 
 
-def _written(records: RecordDict) -> bytes:
-    return bytes(recorddict_to_proto(records).SerializeToString(deterministic=True))
+def _fill(records: Sequence[ArrayRecord], sizes: Sequence[int], data: bytes) -> None:
+    """Give arrays their bytes.
 
-
-def _read(data: bytes) -> Mapping[str, RecordType]:
-    try:
-        return recorddict_from_proto(Wire.FromString(data))
-    except Exception as error:  # the border: what protobuf and Flower raise has no common base
-        raise KnowledgeError(f"a packed message of {len(data)} bytes", f"expected records: {error}") from None
-
-
-def _large(content: RecordDict) -> bytes:
-    """What a message has of large records."""
-    if _LARGE not in content:
-        return b""
-    record = content[_LARGE]
-    if not isinstance(record, ArrayRecord) or set(record) != {_LARGE}:
-        raise KnowledgeError(
-            f"record '{_LARGE}', a {type(record).__name__} of {len(record)}", f"expected an array '{_LARGE}'"
-        )
-    return record[_LARGE].data
+    Raises:
+        KnowledgeError: if these are not as many as they say.
+    """
+    if sum(map(len, records)) != len(sizes) or min(sizes) < 0 or sum(sizes) != len(data):
+        raise KnowledgeError(f"arrays of {len(data)} bytes", f"expected {sum(sizes)} in {len(sizes)} arrays")
+    ends = iter(accumulate(sizes, initial=0))
+    begin = next(ends)
+    for record in records:
+        for name, array in record.items():
+            end = next(ends)
+            record[name] = _with_bytes(array, data[begin:end])
+            begin = end
 
 
 def _inflated(data: bytes) -> bytes:
     press = zlib.decompressobj(_RAW, zdict=_DICTIONARY)
-    try:
-        plain = press.decompress(data, LARGEST)
-    except zlib.error as error:
-        raise KnowledgeError(f"a packed message of {len(data)} bytes", f"expected deflated ones: {error}") from None
+    plain = press.decompress(data, LARGEST)
     if not press.eof:
         raise KnowledgeError(
             f"a packed message of {len(data)} bytes",
@@ -169,5 +170,9 @@ def _inflated(data: bytes) -> bytes:
     return plain
 
 
-def _size(record: ArrayRecord) -> int:
-    return sum(len(array.data) for array in record.values())
+def _size(array: Array) -> int:
+    return len(array.data)
+
+
+def _with_bytes(array: Array, data: bytes) -> Array:
+    return Array(array.dtype, array.shape, array.stype, data)
