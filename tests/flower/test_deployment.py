@@ -165,6 +165,16 @@ class TestDoor:
             path for path in server_paths(federation) if path.startswith("/v1/control/")
         }
 
+    def test_the_log_names_who_asked(self, federation: Federation) -> None:
+        with client(federation, federation.site("north").certificate) as site:
+            assert site.get("/of-nobody").status_code == 403
+        asked = [
+            line
+            for line in (federation.processes / "nginx-access.log").read_text().splitlines()
+            if '"GET /of-nobody HTTP/1.1" 403 ' in line
+        ]
+        assert [line.split('"')[1].split(",")[0] for line in asked] == ["CN=north"]
+
     def test_too_much_at_once_is_refused(self, federation: Federation) -> None:
         with client(federation, federation.site("north").certificate) as site:
             headers = _header(federation, "north")
