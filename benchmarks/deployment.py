@@ -57,12 +57,25 @@ def print_attack(found: Attacked) -> None:
     print(f"rejected for another reason than expected: {found.wrong() or 'none'}")
     for way, taken in found.diary.refused.items():
         print(f"refused by Flower: {way}: {taken.count(False):,} of {len(taken):,}")
-    first, last = found.attacked.memory.steps[1], found.attacked.memory.steps[-2]
-    for name, size in first.items():
-        print(f"{name}: {size / 2**20:.1f} MiB after round 1, {last[name] / 2**20:.1f} after the last")
-    growth = sum(last.values()) / sum(first.values()) - 1
-    print(f"together {growth:+.1%}; {found.attacked.run.status}, {len(found.attacked.records)} steps committed")
+    for title, played in (("without attackers", found.alone), ("with them", found.attacked)):
+        print_memory(title, played)
+    print(f"{found.attacked.run.status}, {len(found.attacked.records)} steps committed")
     print(f"honest sites' numbers as without attackers: {found.same()}")
+
+
+def print_memory(title: str, played: Played) -> None:
+    """Memory after the first round, after a tenth and after quarters of all, and after the last."""
+    rounds = played.memory.steps[1:-1]
+    shown = sorted({0, len(rounds) // 10, *(len(rounds) * quarter // 4 for quarter in (1, 2, 3)), len(rounds) - 1})
+    table = Table(title=f"MiB after a round, {title}", title_justify="left")
+    for heading in ("round", *rounds[0], "together", "growth"):
+        table.add_column(heading, justify="right")
+    for number in shown:
+        sizes, together = rounds[number], sum(rounds[number].values())
+        growth = together / sum(rounds[0].values()) - 1
+        row = [f"{size / 2**20:.1f}" for size in (*sizes.values(), together)]
+        table.add_row(str(number + 1), *row, f"{growth:+.1%}")
+    Console(width=120).print(table)
 
 
 def main() -> None:

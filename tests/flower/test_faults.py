@@ -42,6 +42,7 @@ from fedstill.server.deploy.supervisor import read_state
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not NGINX, reason="nginx is not installed")]
 
+# Cases have more rounds than the fault takes, on a machine where a round takes four seconds.
 faults = pytest.mark.faults
 ROOT = os.geteuid() == 0
 needs_root = pytest.mark.skipif(not ROOT, reason="needs root: network namespaces, mounts")
@@ -116,7 +117,7 @@ def test_a_superlink_is_killed(arena: Arena, observed: Observed) -> None:
 
 @faults
 def test_a_supernode_is_killed(arena: Arena, observed: Observed) -> None:
-    play = arena.begin(**{"rounds.count": 6})
+    play = arena.begin(**{"rounds.count": 14})
     play.wait(1)
     before = process(arena.federation, "node-south")
     begun = kill(before)
@@ -133,7 +134,7 @@ def test_a_supernode_is_killed(arena: Arena, observed: Observed) -> None:
 
 @faults
 def test_a_superexec_is_killed(arena: Arena, observed: Observed) -> None:
-    play = arena.begin()
+    play = arena.begin(**{"rounds.count": 4})
     play.wait(2)
     before = process(arena.federation, "superexec")
     begun = kill(before)
@@ -155,7 +156,7 @@ def test_a_superexec_is_killed(arena: Arena, observed: Observed) -> None:
 
 @faults
 def test_a_serverapp_is_killed(arena: Arena, observed: Observed) -> None:
-    play = arena.begin()
+    play = arena.begin(**{"rounds.count": 4})
     play.wait(2)
     path = play.submitted.folder.path
     refused = fedstill("resume", path, "--federation", arena.federation.path)
@@ -217,7 +218,7 @@ def _why(step: dict[str, object], site: str) -> str:
 
 @faults
 def test_a_supernode_is_stopped_for_a_minute(arena: Arena, observed: Observed) -> None:
-    play = arena.begin(**{"rounds.count": 3})
+    play = arena.begin(**{"rounds.count": 12})
     play.wait(1)
     node = process(arena.federation, "node-north")
     frozen = [node, *started_by(arena.federation, "node-north", "")]
@@ -326,7 +327,7 @@ def test_a_clock_is_an_hour_off(arena: Arena, observed: Observed, tmp_path: Path
     log = arena.federation.processes / "node-south.log"
     with changed_node(arena.federation, "south", environment=environment):
         online(arena.federation, "south")
-        play = arena.begin(**{"rounds.count": 6})
+        play = arena.begin(**{"rounds.count": 24})
         play.wait(1)
         size = len(log.read_text(errors="replace"))
         clock.write_text(str(3600 * hours))
@@ -348,7 +349,7 @@ def test_a_clock_is_an_hour_off(arena: Arena, observed: Observed, tmp_path: Path
 
 @faults
 def test_a_node_speaks_another_protocol(arena: Arena, observed: Observed, tmp_path: Path) -> None:
-    play = arena.begin(**{"rounds.count": 6})
+    play = arena.begin(**{"rounds.count": 10})
     play.wait(1)
     code = "import fedstill.common\nfedstill.common.PROTOCOL -= 1\n"
     with changed_node(arena.federation, "south", environment=at_start(tmp_path / "old", code)):
@@ -464,6 +465,7 @@ def test_the_supervisor_is_killed(arena: Arena, observed: Observed) -> None:
     supervisor = read_state(federation.processes).supervisor
     assert supervisor is not None
     kill(supervisor)
+    until(lambda: not supervisor.alive(), 10, "it is dead")
     begun = time.monotonic()
     running.up(federation, sites=SITES, data_dir=None, within=120)
     took = time.monotonic() - begun

@@ -184,7 +184,7 @@ class Play:
         Args:
             whole: whether everybody is to have counted in every step.
         """
-        self.wait(self.steps)
+        self.wait(self.steps, within=max(240, 25 * self.steps))
         assert self.ended().completed, self.stand()
         found, expected = self.look(), self.arena.reference(self.scenario.rounds.count)
         limits = self.scenario.rounds
