@@ -49,7 +49,7 @@ unit:
 	$(BIN)/pytest -q -n 2 --dist loadfile -m 'not faults'
 
 test-faults: dev
-	$(BIN)/pytest -q -m faults
+	$(BIN)/pytest -q tests/flower/test_faults.py
 
 docs:
 	$(BIN)/pytest -q tests/docs

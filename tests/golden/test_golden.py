@@ -141,4 +141,4 @@ def test_files_of_a_run_are_pinned(play_small: Play) -> None:
         "seconds",
         "tasks",
     ]
-    assert list(played.folder.config()) == ["fedstill", "data-dir", "scenario", "roster", "labels", "specs"]
+    assert list(played.folder.config()) == ["fedstill", "data-dir", "scenario", "roster", "refused", "labels", "specs"]

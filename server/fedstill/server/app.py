@@ -18,6 +18,7 @@ from fedstill.common.lock import only_process
 from fedstill.common.logs import show_where_flower_does
 from fedstill.common.sources import from_run_config
 from fedstill.server.folder import begin_folder
+from fedstill.server.heap import give_back
 from fedstill.server.inbox import keep_beating
 from fedstill.server.launch import launch
 from fedstill.server.summary import summary
@@ -54,7 +55,16 @@ def main(grid: Grid, context: Context) -> None:
         if address := str(config.get("metrics") or os.environ.get(METRICS_VARIABLE) or ""):
             trackers.append(Prometheus(address, folder.name, last=last, committed=folder.records()))
         log.info("run %s", folder.name)
-        launch(scenario, grid, folder, data_dir=data_dir, public=public, trackers=trackers, stopping=stopping)
+        launch(
+            scenario,
+            grid,
+            folder,
+            data_dir=data_dir,
+            public=public,
+            trackers=trackers,
+            committed=lambda _: give_back(),
+            stopping=stopping,
+        )
     log.info("%s", verdict(summary(folder)))
     log.info("run folder %s", folder.path.resolve())
     if folder.report.is_file():

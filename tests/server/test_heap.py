@@ -1,0 +1,32 @@
+"""Free memory goes back to the system, where the C library can do that."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+from pathlib import Path
+
+import pytest
+
+from fedstill.server import heap
+
+
+def resident() -> int:
+    """Bytes of this process."""
+    return 4096 * int(Path("/proc/self/statm").read_text().split()[1])
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="the C library is not glibc")
+def test_what_is_free_between_things_that_stay_is_given_back() -> None:
+    kept = [b"x" * 50_000 for _ in range(2_000)]  # 100 MB, below the size from which each has a place of its own
+    del kept[:-1]  # the last one stays, on top
+    gc.collect()
+    before = resident()
+    heap.give_back()
+    assert resident() < before - 50_000_000
+    assert len(kept) == 1
+
+
+def test_another_c_library_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ctypes, "CDLL", lambda _: object())
+    heap.give_back()
