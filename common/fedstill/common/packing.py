@@ -113,7 +113,7 @@ def packed(content: RecordDict, *, apart: Collection[str] = ()) -> RecordDict:
     press = zlib.compressobj(9, zlib.DEFLATED, _RAW, zdict=_DICTIONARY)
     plain[_PACKED] = press.compress(data) + press.flush()
     short = RecordDict({HEAD: plain, **beside})
-    return short if large else min(content, short, key=content_bytes)
+    return min(content, short, key=content_bytes)
 
 
 def unpacked(content: RecordDict) -> RecordDict:

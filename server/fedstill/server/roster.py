@@ -38,13 +38,13 @@ class Roster:
     Attributes:
         nodes: Flower's node id, by client name, in the order of names.
         descriptions: what each said of itself.
-        refused: why a node does not take part, by node.
+        refused: why a node does not take part, by its id, as text.
         traffic: bytes of the descriptions, and of the questions for them.
     """
 
     nodes: Mapping[str, int]
     descriptions: Mapping[str, Description]
-    refused: Mapping[int, str]
+    refused: Mapping[str, str]
     traffic: Traffic
 
     @property
@@ -97,31 +97,31 @@ def gather(grid: Grid, tasks: Mapping[str, ServerTask], *, count: int, least: in
     questions = dict.fromkeys(asked, packed(question))
     told: dict[str, tuple[int, Description]] = {}
     sizes: dict[str, int] = {}
-    refused: dict[int, str] = {}
+    refused: dict[str, str] = {}
     for reply in ask(grid, questions, asked, kind=DESCRIBE, group="describe", deadline=deadline):
         node = asked[reply.client]
         try:
             if reply.fault is not None:
                 raise reply.fault
             if reply.message.has_error():
-                refused[node] = last_line(reply.message.error.reason or "no reason given")
+                refused[str(node)] = last_line(reply.message.error.reason or "no reason given")
                 continue
             refusal = introduction.read_refusal(reply.message.content)
             if refusal is not None:
-                refused[node] = f"{refusal.reason}: {refusal.detail}"
+                refused[str(node)] = f"{refusal.reason}: {refusal.detail}"
                 continue
             description = introduction.read_description(reply.message.content)
             _check(description, tasks)
             if description.client in told:
-                refused[node] = f"a second node calls itself '{description.client}'"
+                refused[str(node)] = f"a second node calls itself '{description.client}'"
                 continue
             told[description.client] = (node, description)
             sizes[description.client] = content_bytes(reply.message.content)
         except (FedstillError, ValueError, TypeError, KeyError) as error:
-            refused[node] = str(error)
-    refused = {node: fit_to_show(why) for node, why in refused.items()}
-    for node, why in refused.items():
-        log.warning("node %d does not take part: %s", node, why)
+            refused[str(node)] = str(error)
+    refused = {identity: fit_to_show(why) for identity, why in refused.items()}
+    for identity, why in refused.items():
+        log.warning("node %s does not take part: %s", identity, why)
     if len(told) < least:
         reasons = "; ".join(sorted(set(refused.values()))[:3])
         raise QuorumError(

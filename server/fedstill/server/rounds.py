@@ -194,8 +194,7 @@ def _roster(run: Run) -> Roster:
     rosters.check_tasks(roster, run.tasks)
     rosters.check_models(roster, run.scenario.algorithm, run.tasks)
     labels = {name: list(task.spec.classes) for name, task in run.tasks.items()}
-    refused = {str(node): why for node, why in roster.refused.items()}
-    run.folder.add(roster=roster.table(), refused=refused, labels=labels, specs=spec_tables(run.tasks))
+    run.folder.add(roster=roster.table(), refused=roster.refused, labels=labels, specs=spec_tables(run.tasks))
     return roster
 
 
