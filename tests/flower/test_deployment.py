@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import resource
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -137,6 +140,23 @@ class TestDoor:
         identities.new_certificate(other, tmp_path / "x.crt", tmp_path / "x.key", name="north", role=identities.SITE)
         with client(federation, tmp_path / "x.crt") as stranger, pytest.raises(httpx.TransportError):
             stranger.post("/v1/fleet/pull-messages", headers=_header(federation, "north"))
+
+    def test_strangers_that_never_end_their_requests_shut_nobody_out(self, federation: Federation) -> None:
+        count = 1200  # more than nginx takes unless it is told to
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        if hard < 2 * count:
+            pytest.skip(f"{hard} open files are too few for {count} connections")
+        context = ssl.create_default_context(cafile=str(federation.authority))
+        with contextlib.ExitStack() as strangers:
+            strangers.callback(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
+            resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 2 * count), hard))
+            for _ in range(count):
+                plain = socket.create_connection(("localhost", federation.port), timeout=20)
+                stranger = strangers.enter_context(context.wrap_socket(plain, server_hostname="localhost"))
+                stranger.sendall(b"POST /v1/fleet/pull-messages HTTP/1.1\r\nHost: ")
+            with client(federation, federation.server / "operator.crt") as operator:
+                assert operator.get("/health").status_code == 200
+            assert stranger.recv(1) == b""  # the door has waited for long enough
 
     def test_a_site_reaches_the_fleet_paths_only(self, federation: Federation) -> None:
         reached = set()
@@ -294,3 +314,19 @@ def test_down_ends_exactly_those_processes_wherever_the_folder_was_made(
         running.down(one)
         other.terminate()
         other.wait()
+
+
+def test_down_copes_with_a_killed_supervisor(tmp_path: Path) -> None:
+    one = new_federation(tmp_path / "fed", ("solo",))
+    try:
+        running.up(one, sites=(), data_dir=None, within=120)
+        ran = [process(one, name) for name in ("superlink", "superexec", "proxy")]
+        supervisor = read_state(one.processes).supervisor
+        assert supervisor is not None
+        supervisor.signal(signal.SIGKILL)
+        assert all(identity.alive() for identity in ran)
+        assert sorted(running.down(one)) == ["proxy", "superexec", "superlink"]
+        assert not any(identity.alive() for identity in ran)
+        assert not running.answers(one)
+    finally:
+        running.down(one)

@@ -182,6 +182,22 @@ def test_a_serverapp_is_killed(arena: Arena, observed: Observed) -> None:
 
 
 @faults
+@pytest.mark.parametrize("seed", [1, 2])
+def test_server_processes_are_killed_at_random(arena: Arena, observed: Observed, seed: int) -> None:
+    play = arena.begin(**{"rounds.count": 20})
+    begun = time.monotonic()
+    killed = play.kill_at_random(20, seed)
+    play.check()
+    took, whole = time.monotonic() - begun, sum(len(step["accepted"]) == len(SITES) for step in play.look())
+    told = ", ".join(f"{name} {count} times" for name, count in sorted(killed.items()))
+    observed(
+        f"processes of the server killed at random, chance {seed}: {told}",
+        f"resumed whenever the run had failed, it completes; {whole} of {play.steps} steps with everybody",
+        f"{took:.0f} s for the run",
+    )
+
+
+@faults
 @pytest.mark.parametrize("moment", ["before", "while", "after"])
 def test_a_clientapp_is_killed(arena: Arena, observed: Observed, moment: str) -> None:
     play = arena.begin(**{"rounds.count": 3})
@@ -479,19 +495,3 @@ def test_the_supervisor_is_killed(arena: Arena, observed: Observed) -> None:
         "its processes go on; `up` again takes them over and restarts what dies; `down` ends them",
         f"{took:.0f} s for `up`",
     )
-
-
-def test_down_copes_with_a_killed_supervisor(tmp_path: Path) -> None:
-    one = new_federation(tmp_path / "fed", ("solo",))
-    try:
-        running.up(one, sites=(), data_dir=None, within=120)
-        ran = [process(one, name) for name in ("superlink", "superexec", "proxy")]
-        supervisor = read_state(one.processes).supervisor
-        assert supervisor is not None
-        kill(supervisor)
-        assert all(identity.alive() for identity in ran)
-        assert sorted(running.down(one)) == ["proxy", "superexec", "superlink"]
-        assert not any(identity.alive() for identity in ran)
-        assert not running.answers(one)
-    finally:
-        running.down(one)

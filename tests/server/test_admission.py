@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import logging
 import struct
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -24,7 +26,7 @@ from fedstill.common.algorithm import asked
 from fedstill.common.algorithms.dsfl import DSFL
 from fedstill.common.algorithms.fedmd import FedMD
 from fedstill.common.codecs.raw import Raw
-from fedstill.common.errors import Reason
+from fedstill.common.errors import KnowledgeError, Reason
 from fedstill.common.knowledge import Features, Knowledge, Parameters, Relations, SoftLabels
 from fedstill.common.learning import Training
 from fedstill.common.messages import Answer, Method, Order, TaskAnswer, TaskOrder
@@ -123,6 +125,30 @@ def test_an_error_of_the_client_gives_the_last_line_of_its_traceback() -> None:
     silent = gate().admit(error())
     assert silent == Rejection("client-0", Reason.CLIENT_ERROR, "no reason given")
     assert last_line("") == ""
+
+
+def test_a_reply_that_cannot_be_read_is_held_by_nothing_once_it_is_rejected() -> None:
+    def unreadable() -> KnowledgeError:
+        try:
+            raise KnowledgeError("objects of 3 ids", "expected a message", reason=Reason.TOO_LARGE)
+        except KnowledgeError as found:
+            return found
+
+    fault = unreadable()
+    reply = error("objects of 3 ids: expected a message")
+    told = gate().admit(reply, fault=fault)
+    assert isinstance(told, Rejection)
+    assert (told.reason, told.detail) == (Reason.TOO_LARGE, "objects of 3 ids: expected a message")
+    held = weakref.ref(reply)
+    gc.disable()
+    try:
+        del reply, fault
+        assert held() is None
+    finally:
+        gc.enable()
+    second = gate().admit(error(), answered=True, fault=unreadable())
+    assert isinstance(second, Rejection)
+    assert second.reason is Reason.DUPLICATE
 
 
 def test_what_a_stranger_says_is_fit_to_show() -> None:

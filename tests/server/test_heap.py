@@ -1,12 +1,15 @@
-"""Free memory goes back to the system, where the C library can do that."""
+"""What nobody reaches goes, and its memory goes back to the system where the C library can do that."""
 
 from __future__ import annotations
 
 import ctypes
 import gc
+import weakref
 from pathlib import Path
 
+import numpy as np
 import pytest
+from flwr.app import Array, ArrayRecord, RecordDict
 
 from fedstill.server import heap
 
@@ -14,6 +17,20 @@ from fedstill.server import heap
 def resident() -> int:
     """Bytes of this process."""
     return 4096 * int(Path("/proc/self/statm").read_text().split()[1])
+
+
+def test_what_holds_itself_goes() -> None:
+    content = RecordDict({"arrays": ArrayRecord({"a": Array(np.ones(3))})})
+    assert list(content.array_records) == ["arrays"]
+    held = weakref.ref(content)
+    gc.disable()
+    try:
+        del content
+        assert held() is not None, "Flower has mended it, and nothing need be collected"
+        heap.give_back()
+        assert held() is None
+    finally:
+        gc.enable()
 
 
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="the C library is not glibc")

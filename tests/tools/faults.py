@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,9 +19,10 @@ from typing import Any
 from deployed import COMMAND, fedstill, own_data, process, records, started_by, until
 
 from fedstill.common.errors import FedstillError
+from fedstill.common.lock import held
 from fedstill.common.scenario import Scenario, parse
 from fedstill.common.sources import override, read_table
-from fedstill.server.deploy import control
+from fedstill.server.deploy import control, running
 from fedstill.server.deploy.layout import Federation
 from fedstill.server.deploy.submitting import Submitted, submit
 from fedstill.server.deploy.supervisor import (
@@ -177,6 +180,52 @@ class Play:
         done = fedstill("resume", path, "--federation", federation.path, "--detach", "--json")
         assert done.returncode == 0, done.stdout + done.stderr
         self.submitted = Submitted(json.loads(done.stdout)["run"], self.submitted.folder)
+
+    def kill_at_random(self, times: int, seed: int) -> Counter[str]:
+        """Kill whichever process of the server chance names, whatever it does; resume the run when it ends by that.
+
+        Args:
+            times: how often, if the run is not over before.
+            seed: of chance.
+
+        Returns:
+            How often each was killed.
+        """
+        federation, chance, killed = self.arena.federation, random.Random(seed), Counter[str]()
+        while killed.total() < times and len(self.look()) < self.steps:
+            self._go_on()
+            time.sleep(chance.uniform(0, 12))
+            name = chance.choice(("proxy", "superlink", "superexec", "ServerApp"))
+            playing = held(self.submitted.folder.path)
+            if name == "ServerApp":
+                for app in started_by(federation, "superexec", "flwr-serverapp"):
+                    kill(app)
+                    killed[name] += 1
+            else:
+                before = process(federation, name)
+                kill(before)
+                again(federation, name, before)
+                killed[name] += 1
+            if playing and name in ("superexec", "ServerApp"):
+                until(lambda: not held(self.submitted.folder.path), 30, "the ServerApp ends")
+                until(lambda: running.answers(federation), 60, "the SuperLink answers")
+                self.resume()  # at once: Flower has the run as running for a minute still
+        self._go_on()
+        return killed
+
+    def _go_on(self) -> None:
+        """Wait until a ServerApp plays it or it is completed; resume it if it has failed."""
+        path = self.submitted.folder.path
+
+        def known() -> bool:
+            stand = self._stand_if_known()
+            return held(path) or (stand is not None and stand.finished)
+
+        while True:
+            until(known, 150, "a ServerApp plays the run")
+            if held(path) or self.stand().completed:
+                return
+            self.resume()
 
     def check(self, *, whole: bool = False) -> None:
         """Wait for the run's end, then look at everything that has to hold whatever went wrong.

@@ -19,6 +19,7 @@ from fedstill.client.node import Node, is_site, node_of
 from fedstill.client.work import Worker, recall
 from fedstill.common import introduction, records
 from fedstill.common.algorithm import Algorithm
+from fedstill.common.contents import named
 from fedstill.common.errors import (
     ConfigError,
     FedstillError,
@@ -176,7 +177,7 @@ def _refusal(error: Exception, *, site: bool) -> Refusal | None:
 
 def _asked(message: Message) -> str:
     """What is asked, in words, as far as the message says so."""
-    head = message.content.config_records.get(HEAD, ConfigRecord())
+    head = named(message.content, HEAD, ConfigRecord)
     return f"run {head.get('run', '-')!s}, {message.metadata.message_type} {message.metadata.group_id or '-'}"
 
 

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from flwr.app import ConfigRecord, RecordDict
 
 from fedstill.common import PROTOCOL
+from fedstill.common.contents import named, of_kind
 from fedstill.common.errors import Reason
 from fedstill.common.handshake import Schema
 from fedstill.common.messages import Description, Question, Refusal, TaskDescription
@@ -48,7 +49,7 @@ def read_description(content: RecordDict) -> Description:
     content = opened(content)
     head = head_of(content)
     tasks = {}
-    for key, config in content.config_records.items():
+    for key, config in of_kind(content, ConfigRecord).items():
         if key.startswith(_TASK):
             tasks[key.removeprefix(_TASK)] = TaskDescription(
                 output=text(config, "output"),
@@ -102,7 +103,7 @@ def read_question(content: RecordDict) -> Question:
             proxy_digest=text(config, "proxy-digest"),
             classes=text(config, "classes"),
         )
-        for key, config in content.config_records.items()
+        for key, config in of_kind(content, ConfigRecord).items()
         if key.startswith(_TASK)
     }
     return Question(text(head, "software"), tasks)
@@ -117,7 +118,7 @@ def write_refusal(refusal: Refusal) -> RecordDict:
 
 def read_refusal(content: RecordDict) -> Refusal | None:
     """Why a client does not do what it was asked; None if it does. It may speak another protocol."""
-    head = content.config_records.get(HEAD, ConfigRecord())
+    head = named(content, HEAD, ConfigRecord)
     reason = head.get(_REFUSED)
     if not isinstance(reason, str):
         return None

@@ -25,6 +25,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
 from flwr.proto.recorddict_pb2 import RecordDict as Wire
 
+from fedstill.common.contents import named, of_kind
 from fedstill.common.errors import KnowledgeError, Reason
 
 HEAD = "fedstill"
@@ -88,8 +89,8 @@ def packed(content: RecordDict, *, apart: Collection[str] = ()) -> RecordDict:
         content: its records.
         apart: names of those that stay as they are.
     """
-    head = content.config_records.get(HEAD)
-    if head is None or _PACKED in head:
+    head = named(content, HEAD, ConfigRecord)
+    if not head or _PACKED in head:
         return content
     plain = ConfigRecord({key: head[key] for key in _PLAIN if key in head})
     rest = ConfigRecord({key: value for key, value in head.items() if key not in plain})
@@ -122,16 +123,17 @@ def unpacked(content: RecordDict) -> RecordDict:
     Raises:
         KnowledgeError: for bytes that `packed` did not make.
     """
-    head = content.config_records.get(HEAD, ConfigRecord())
+    head = named(content, HEAD, ConfigRecord)
     data = head.get(_PACKED)
     if not isinstance(data, bytes):
         return content
     try:
         inner = recorddict_from_proto(Wire.FromString(_inflated(data)))
-        rest = inner.config_records.get(HEAD, ConfigRecord())
+        rest = named(inner, HEAD, ConfigRecord)
         keys, sizes = cast("list[str] | None", rest.pop(_LARGE, None)), cast("list[int]", rest.pop(_SIZES, []))
         if keys is not None:
-            _fill([inner.array_records[key] for key in keys], sizes, content.array_records[_LARGE][_LARGE].data)
+            arrays, pieces = of_kind(inner, ArrayRecord), named(content, _LARGE, ArrayRecord)[_LARGE]
+            _fill([arrays[key] for key in keys], sizes, pieces.data)
     except KnowledgeError:
         raise
     except Exception as error:  # the border: what protobuf, zlib and Flower raise has no common base

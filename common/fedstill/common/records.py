@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from fedstill.common import PROTOCOL, __version__
 from fedstill.common.cache import completed
 from fedstill.common.codec import Codec, with_context
+from fedstill.common.contents import named, of_kind
 from fedstill.common.context import LARGEST as LARGEST_CONTEXT
 from fedstill.common.context import Memories, Recall, Remembered, known, remember
 from fedstill.common.errors import KnowledgeError, MismatchError, Reason
@@ -136,7 +137,7 @@ def read_order(content: RecordDict, recall: Recall | None = None) -> Order:
     head = head_of(content)
     check_software(text(head, "software"))
     codec = _read_codec(text(head, "codec"))
-    client = content.config_records.get(CLIENT, ConfigRecord())
+    client = named(content, CLIENT, ConfigRecord)
     run, version = folder_name(head, "run"), whole(client, "version")
     tasks = {}
     for name, task, arrays in _tasks(content):
@@ -239,13 +240,13 @@ def write_plea() -> RecordDict:
 
 def is_plea(content: RecordDict) -> bool:
     """Whether a client asks for a self-contained order."""
-    return content.config_records.get(HEAD, ConfigRecord()).get(_LOST) is True
+    return named(content, HEAD, ConfigRecord).get(_LOST) is True
 
 
 def _tasks(content: RecordDict) -> Iterator[tuple[str, ConfigRecord, dict[str, NDArray[np.generic]]]]:
     # One by one: whoever reads them stops at the first that is wrong.
-    arrays = content.array_records
-    for key, config in content.config_records.items():
+    arrays = of_kind(content, ArrayRecord)
+    for key, config in of_kind(content, ConfigRecord).items():
         if key.startswith(_TASK):
             name = key.removeprefix(_TASK)
             record = arrays.get(_KNOWLEDGE + name, ArrayRecord())
@@ -364,7 +365,7 @@ def _array_record(arrays: Arrays) -> ArrayRecord:
 
 
 def _read_metrics(content: RecordDict, name: str) -> Metrics:
-    record = content.metric_records.get(_METRICS + name, MetricRecord())
+    record = named(content, _METRICS + name, MetricRecord)
     numbers = sum(len(value) if isinstance(value, list) else 1 for value in record.values())
     if max(numbers, len(record)) > MOST_MEASURES or max(map(len, record), default=0) > LONGEST_NAME:
         raise KnowledgeError(

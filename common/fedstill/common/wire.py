@@ -38,8 +38,8 @@ def head_of(content: RecordDict) -> ConfigRecord:
         KnowledgeError: if it is missing.
         MismatchError: if the other side speaks another protocol.
     """
-    head = content.config_records.get(HEAD)
-    if head is None:
+    head = content.get(HEAD)
+    if not isinstance(head, ConfigRecord):
         raise KnowledgeError(f"a message of {sorted(content)}", f"expected a record '{HEAD}'")
     if head.get("protocol") != PROTOCOL:
         raise MismatchError(

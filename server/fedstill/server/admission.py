@@ -102,11 +102,12 @@ class Gate:
         """
         if reply.has_error() and fault is None:
             return self._rejection(Reason.CLIENT_ERROR, last_line(reply.error.reason or "no reason given"))
+        if answered:
+            fault = MismatchError("a second answer", "the first one counts", reason=Reason.DUPLICATE)
+        if fault is not None:
+            # Not raised: it would hold this frame and be held by it, with all that came.
+            return self._refused(fault)
         try:
-            if answered:
-                raise MismatchError("a second answer", "the first one counts", reason=Reason.DUPLICATE)
-            if fault is not None:
-                raise fault
             check_bytes(declared_bytes(reply.content), self.largest)
             # Before the protocol is compared, for a client of another one says so in a refusal; and after.
             refusal = introduction.read_refusal(reply.content)
@@ -117,16 +118,18 @@ class Gate:
             check_bytes(declared_bytes(content), self.largest)
             answer = records.read_answer(content, self.order)
             self._check(answer)
-        except (KnowledgeError, MismatchError) as error:
-            return self._rejection(error.reason, str(error))
         except FedstillError as error:
-            return self._rejection(Reason.MALFORMED, str(error))
+            return self._refused(error)
         except (
             Exception
         ) as error:  # the border: whatever a stranger's bytes bring about counts against the stranger alone
             log.debug("an answer of %s failed in an unforeseen way", self.client, exc_info=True)
             return self._rejection(Reason.MALFORMED, f"{type(error).__name__}: {error}")
         return answer
+
+    def _refused(self, error: FedstillError) -> Rejection:
+        reason = error.reason if isinstance(error, KnowledgeError | MismatchError) else Reason.MALFORMED
+        return self._rejection(reason, str(error))
 
     def _rejection(self, reason: Reason, detail: str) -> Rejection:
         return Rejection(self.client, reason, fit_to_show(detail))

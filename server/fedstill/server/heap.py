@@ -1,16 +1,21 @@
 """Memory that is free again goes back to the system.
 
-Messages come in all sizes. The C library keeps what they leave free between things that stay, and a ServerApp would
-grow by some percent over ten thousand of them.
+Python looks for things that hold each other, and nobody else holds, by the number of objects and not by their size. And
+messages come in all sizes: the C library keeps what they leave free between things that stay.
 """
 
 from __future__ import annotations
 
 import ctypes
+import gc
 
 
 def give_back() -> None:
-    """Let glibc give back the pages that hold nothing; with another C library nothing happens."""
+    """Let go of what nobody reaches, and let glibc give back the pages that hold nothing; other C libraries are let be.
+
+    It takes some 0.2 seconds.
+    """
+    gc.collect()
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)
