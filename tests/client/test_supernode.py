@@ -41,6 +41,15 @@ def test_a_site_is_named_by_its_whole_path(site: Path) -> None:
     assert words[words.index("--node-config") + 1] == f"site={json.dumps(str(client))}"
 
 
+def test_no_client_toml_is_passed_over(site: Path) -> None:
+    path = site / "node.toml"
+    (site / "client.toml").write_text("")
+    with pytest.raises(ConfigError, match=r'write site = "client\.toml" in place of'):
+        read_node(path)
+    path.write_text('site = "client.toml"\n' + path.read_text())  # with both, the site counts
+    assert read_node(path).site == str(site / "client.toml")
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

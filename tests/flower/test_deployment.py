@@ -10,6 +10,7 @@ import socket
 import ssl
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -27,9 +28,10 @@ from deployed import (
     until,
 )
 
+from fedstill.common.errors import ConfigError
 from fedstill.common.scenario import parse
 from fedstill.common.sources import override, read_table
-from fedstill.server.deploy import running, writing
+from fedstill.server.deploy import control, running, writing
 from fedstill.server.deploy.layout import Federation, open_federation
 from fedstill.server.deploy.submitting import submit
 from fedstill.server.deploy.supervisor import Wanted, read_state, read_wanted, write_wanted
@@ -315,6 +317,32 @@ def test_down_ends_exactly_those_processes_wherever_the_folder_was_made(
         running.down(one)
         other.terminate()
         other.wait()
+
+
+def test_up_waits_for_nobody_who_ends_again_and_again(tmp_path: Path) -> None:
+    one = new_federation(tmp_path / "fed", ("solo",))
+    file = one.site("solo").path / "client.toml"
+    file.write_text("")  # node.toml does not name it
+    try:
+        with pytest.raises(ConfigError, match=r"node-solo has ended 3 times.*does not name the client\.toml beside it"):
+            running.up(one, sites=("solo",), data_dir=None, within=120)
+        file.unlink()
+        running.up(one, sites=("solo",), data_dir=None, within=120)
+        (node,) = control.nodes(one)
+        assert (node.name, node.status) == ("solo", "online")
+        assert sorted(running.down(one)) == ["node-solo", "proxy", "superexec", "superlink"]
+        # It has said that it goes, so the next one is let in at once, which takes a minute else.
+        begun = time.monotonic()
+        with socket.create_server(("0.0.0.0", one.port)):
+            with pytest.raises(ConfigError, match=r"proxy has ended 3 times.*could not bind"):
+                running.up(one, sites=("solo",), data_dir=None, within=120)
+            assert [node.status for node in control.nodes(one)] == ["offline"]
+        running.up(one, sites=("solo",), data_dir=None, within=120)
+        assert time.monotonic() - begun < 60
+        (again,) = control.nodes(one)
+        assert (again.id, again.status) == (node.id, "online")
+    finally:
+        running.down(one)
 
 
 def test_down_copes_with_a_killed_supervisor(tmp_path: Path) -> None:

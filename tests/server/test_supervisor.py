@@ -13,7 +13,16 @@ from typing import Any
 import pytest
 from deployed import until
 
-from fedstill.server.deploy.supervisor import Identity, Wanted, began, children, end, read_state, write_wanted
+from fedstill.server.deploy.supervisor import (
+    Identity,
+    Wanted,
+    began,
+    children,
+    end,
+    ending,
+    read_state,
+    write_wanted,
+)
 
 SLEEP = ("sleep", "600")
 PARENT = (sys.executable, "-c", "import subprocess, time; subprocess.Popen(['sleep', '600']); time.sleep(600)")
@@ -118,6 +127,48 @@ def test_sigterm_ends_them_all_and_nothing_else(supervisor: subprocess.Popen[byt
     finally:
         other.kill()
         other.wait()
+
+
+def test_what_others_need_ends_after_them(begin: Begin, tmp_path: Path) -> None:
+    notes = tmp_path / "notes"
+
+    def noting(name: str, *needs: str) -> Wanted:
+        script = (
+            f"trap 'echo {name} >> {notes}; exit' TERM; echo ready >> {tmp_path}/ready; while :; do sleep 0.05; done"
+        )
+        return Wanted(name, ("sh", "-c", script), needs=needs)
+
+    wanted = [noting("server"), noting("door", "server"), noting("a", "door"), noting("b", "door")]
+    assert list(ending(wanted)) == [["a", "b"], ["door"], ["server"]]
+    supervisor = begin(*wanted)
+    until(lambda: (tmp_path / "ready").read_text().count("ready") == 4, 20, "they are ready")
+    supervisor.terminate()
+    assert supervisor.wait(30) == 0
+    told = notes.read_text().split()
+    assert (sorted(told[:2]), told[2:]) == (["a", "b"], ["door", "server"])
+
+
+def test_those_that_need_each_other_end_side_by_side() -> None:
+    one, two = Wanted("one", SLEEP, needs=("two",)), Wanted("two", SLEEP, needs=("one",))
+    assert list(ending([one, two, Wanted("three", SLEEP, needs=("elsewhere",))])) == [["three"], ["one", "two"]]
+    assert list(ending([])) == []
+
+
+def test_what_ends_by_itself_is_tried_at_once_when_somebody_asks(begin: Begin, tmp_path: Path) -> None:
+    mended = tmp_path / "mended"
+    supervisor = begin(Wanted("one", SLEEP))
+    write_wanted(
+        tmp_path, [Wanted("one", SLEEP), Wanted("two", ("sh", "-c", f"test -f {mended} || exit 2; sleep 600"))]
+    )
+    supervisor.send_signal(signal.SIGHUP)
+    until(
+        lambda: read_state(tmp_path).starts.get("two", 0) >= 4, 30, "it is tried"
+    )  # and the next pause is of 4 seconds
+    until(lambda: running(tmp_path, "two") is None, 5, "it has ended")
+    assert read_state(tmp_path).exits == {"one": None, "two": 2}
+    mended.touch()
+    supervisor.send_signal(signal.SIGHUP)
+    until(lambda: running(tmp_path, "two"), 2, "it runs")
 
 
 def test_a_program_that_is_not_there_is_tried_again(tmp_path: Path, supervisor: subprocess.Popen[bytes]) -> None:

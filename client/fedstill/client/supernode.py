@@ -57,7 +57,8 @@ def read_node(path: Path) -> Node:
     """What a node.toml says, with absolute paths.
 
     Raises:
-        ConfigError: if it cannot be read, has an unknown key, or names a file that is not there.
+        ConfigError: if it cannot be read, has an unknown key, names a file that is not there, or does not name a
+            client.toml that lies beside it.
     """
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -80,7 +81,15 @@ def read_node(path: Path) -> Node:
             values[key] = str(folder / named)
             if not Path(values[key]).is_file():
                 raise ConfigError(f"{key.replace('_', '-')}='{named}' in {path}", f"{values[key]} is not there")
-    return Node(**values)
+    node = Node(**values)
+    if not node.site and "partition-id" in node.config and (folder / "client.toml").is_file():
+        # Whoever has written one relies on what it forbids.
+        raise ConfigError(
+            f"{path} does not name the client.toml beside it",
+            "expected a rehearsal by [config], or a site by its own file",
+            'write site = "client.toml" in place of [config], or take client.toml away',
+        )
+    return node
 
 
 def run(node: Node) -> None:

@@ -38,12 +38,14 @@ class Node:
         name: the site's; "" for a node that was not let in by `register`.
         status: "registered", "online", "offline" or "unregistered".
         key: public node key by which it was let in, as a request's header has it; "" as for `name`.
+        elapsed: seconds since it went on line for the last time; 0 if it never has.
     """
 
     id: str
     name: str
     status: str
     key: str = ""
+    elapsed: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +87,7 @@ def nodes(federation: Federation) -> list[Node]:
     found = []
     for one in _call(federation, "supernode", "list")["nodes"]:
         site, key = sites.get(one["node-id"], ("", ""))
-        found.append(Node(one["node-id"], site, one["status"], key))
+        found.append(Node(one["node-id"], site, one["status"], key, float(one["online-elapsed"])))
     return found
 
 

@@ -28,7 +28,9 @@ from fedstill.server.deploy.supervisor import (
     began,
     children,
     end,
+    ending,
     read_state,
+    read_wanted,
     write_wanted,
 )
 from fedstill.server.deploy.writing import superexec_arguments, superlink_arguments
@@ -36,6 +38,9 @@ from fedstill.server.folder import RunFolder
 
 SERVER = ("superlink", "superexec", "proxy")
 """Names of the server's processes."""
+
+TRIES = 3
+"""How often something may end before `up` waits for it no longer."""
 
 _PLACES = ("/usr/sbin", "/usr/local/sbin", "/sbin")
 """Where a system keeps nginx, often outside a user's PATH."""
@@ -110,7 +115,7 @@ def up(
         tell: is told what is under way.
 
     Raises:
-        ConfigError: if nginx is not installed, or a site is none of the federation's.
+        ConfigError: if nginx is not installed, a site is none of the federation's, or something ends again and again.
         RunError: if something does not come up in time; what runs stays, for a look at its log.
     """
     for site in sites:
@@ -120,23 +125,33 @@ def up(
     folder = federation.processes
     folder.mkdir(exist_ok=True)
     nodes = [_node(federation, site, data_dir) for site in sites]
-    running = {name for name, one in read_state(folder).processes.items() if one is not None and one.alive()}
+    before = read_state(folder)
+    running = {name for name, one in before.processes.items() if one is not None and one.alive()}
     # A node that is there already stays; the others begin when the SuperLink knows them.
     write_wanted(folder, [*wanted, *(one for one in nodes if one.name in running)])
     _supervise(federation)
     tell("waiting for the SuperLink")
-    _until(lambda: answers(federation), within, "the SuperLink does not answer", folder / "superlink.log")
+
+    def there() -> bool:
+        _check_staying(folder, before)
+        return answers(federation)
+
+    _until(there, within, "the SuperLink does not answer", folder / "superlink.log")
     register(federation)
+    begun = time.monotonic()
     write_wanted(folder, [*wanted, *nodes])
     _nudge(federation)
     if sites:
         tell(f"waiting for {len(sites)} nodes")
-        _until(
-            lambda: {one.name for one in control.nodes(federation) if one.status == "online"} >= set(sites),
-            within,
-            "not every node is on line",
-            folder / f"node-{sites[0]}.log",
-        )
+
+        def on_line() -> bool:
+            _check_staying(folder, before)
+            found = [one for one in control.nodes(federation) if one.status == "online"]
+            # One that was killed stays on line for Flower until its last heartbeat has run out.
+            here = time.monotonic() - begun
+            return {one.name for one in found if one.elapsed < here or f"node-{one.name}" in running} >= set(sites)
+
+        _until(on_line, within, "not every node is on line", folder / "node-*.log")
 
 
 def down(federation: Federation, *, patience: float = 0.0) -> list[str]:
@@ -158,7 +173,9 @@ def down(federation: Federation, *, patience: float = 0.0) -> list[str]:
         state.supervisor.signal(signal.SIGTERM)
         _until(lambda: not state.running, 120, "the supervisor does not end", federation.processes / "supervisor.log")
     # A supervisor that was killed has left them behind.
-    end([one for one in read_state(federation.processes).processes.values() if one is not None])
+    left = read_state(federation.processes).processes
+    for group in ending(read_wanted(federation.processes)) if left else ():
+        end([found for name in group if (found := left.get(name)) is not None])
     return ran
 
 
@@ -226,8 +243,11 @@ def _server(federation: Federation, data_dir: Path | None) -> list[Wanted]:
         "-g",
         f"daemon off;{_user()}",
     )
+    needs: tuple[tuple[str, ...], ...] = ((), ("superlink",), ("superlink",))
     commands = (superlink, superexec, proxy)
-    return [Wanted(name, command, environment, path) for name, command in zip(SERVER, commands, strict=True)]
+    return [
+        Wanted(name, command, environment, path, of) for name, command, of in zip(SERVER, commands, needs, strict=True)
+    ]
 
 
 def _node(federation: Federation, name: str, data_dir: Path | None) -> Wanted:
@@ -235,7 +255,8 @@ def _node(federation: Federation, name: str, data_dir: Path | None) -> Wanted:
     environment = control.environment(federation) | _data(data_dir)
     environment |= {"FLWR_HOME": str(site.path / "flwr"), "FEDSTILL_STORE": str(site.path / "students")}
     command = (sys.executable, "-m", "fedstill.client.supernode", str(site.config))
-    return Wanted(f"node-{name}", command, environment, str(site.path))
+    # Through the door a node says that it goes: else Flower has it on line for a minute, and lets in none in its place.
+    return Wanted(f"node-{name}", command, environment, str(site.path), ("proxy",))
 
 
 def _data(data_dir: Path | None) -> dict[str, str]:
@@ -273,6 +294,27 @@ def _nudge(federation: Federation) -> None:
         supervisor.signal(signal.SIGHUP)
 
 
+def _check_staying(folder: Path, before: State) -> None:
+    """Whether a process ends however often it is started, which no waiting mends.
+
+    A SuperExec ends while there is no SuperLink, a node while Flower still knows the one before it: only those with the
+    exit code of what is wrong in a file count.
+
+    Raises:
+        ConfigError: if one has ended `TRIES` times since that state.
+    """
+    state = read_state(folder)
+    for name, identity in state.processes.items():
+        starts, since = state.starts[name], before.starts.get(name, 0)
+        # Fewer than before: it is counted anew, by another supervisor or as another process.
+        ended = (starts - since if starts >= since else starts) - (identity is not None)
+        if ended >= TRIES and (name in ("superlink", "proxy") or state.exits[name] == ConfigError.exit_code):
+            log = folder / f"{name}.log"
+            said = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-20:] or [""]
+            told = next((line for line in reversed(said) if "error" in line.lower()), said[-1])
+            raise ConfigError(f"{name} has ended {ended} times", f"it says: {told}", f"see {log}")
+
+
 def _until(there: Callable[[], bool], seconds: float, otherwise: str, log: Path) -> None:
     deadline = time.monotonic() + seconds
     while True:
@@ -280,7 +322,7 @@ def _until(there: Callable[[], bool], seconds: float, otherwise: str, log: Path)
             if there():
                 return
             why = ""
-        except FedstillError as error:
+        except RunError as error:
             why = f" ({error})"
         if time.monotonic() >= deadline:
             raise RunError(otherwise, f"not within {seconds:g} s{why}", f"see {log}")

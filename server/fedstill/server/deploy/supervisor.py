@@ -19,7 +19,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -48,17 +48,29 @@ class Wanted:
         command: program and arguments.
         environment: added to the supervisor's own.
         folder: in which it works.
+        needs: names of those that end after it.
     """
 
     name: str
     command: tuple[str, ...]
     environment: Mapping[str, str] = field(default_factory=dict)
     folder: str = "."
+    needs: tuple[str, ...] = ()
 
     @property
     def digest(self) -> str:
         """Of everything: by it a supervisor knows whether what runs is what is to run."""
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:16]
+
+
+def ending(wanted: Sequence[Wanted]) -> Iterator[list[str]]:
+    """Names in the order of their end: side by side, those that nobody who is left needs."""
+    left = {one.name: one.needs for one in wanted}
+    while left:
+        needed = {name for needs in left.values() for name in needs}
+        group = [name for name in left if name not in needed] or [*left]
+        yield group
+        left = {name: needs for name, needs in left.items() if name not in group}
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,7 +191,8 @@ class Supervisor:
             self._turn()
             self._tell()
             time.sleep(LOOK)
-        self._end([*self._children.values()])
+        for group in ending([child.wanted for child in self._children.values()]):
+            self._end([self._children[name] for name in group])
         self._children.clear()
         self._tell()
 
@@ -196,7 +209,9 @@ class Supervisor:
                 self._end([child])
                 del self._children[name]
         for one in wanted:
-            self._children.setdefault(one.name, _Child(one))
+            child = self._children.setdefault(one.name, _Child(one))
+            # Whoever asks may have mended what it died of.
+            child.due, child.pause = 0.0, FIRST_PAUSE
 
     def _adopt(self, state: State) -> None:
         wanted = {one.name: one for one in read_wanted(self._folder)}
@@ -279,7 +294,7 @@ def write_wanted(folder: Path, wanted: Sequence[Wanted]) -> None:
 def read_wanted(folder: Path) -> list[Wanted]:
     """What is to run."""
     found: list[dict[str, Any]] = json.loads((folder / "wanted.json").read_text(encoding="utf-8"))
-    return [Wanted(**{**one, "command": tuple(one["command"])}) for one in found]
+    return [Wanted(**{**one, "command": tuple(one["command"]), "needs": tuple(one.get("needs", ()))}) for one in found]
 
 
 @dataclass(frozen=True, slots=True)
@@ -290,12 +305,14 @@ class State:
         supervisor: itself; None if there was none.
         processes: by name; None for one that is about to be started again.
         starts: how often each was started.
+        exits: the code with which each ended last, negative for a signal; None if it has not, or nobody knows.
         digests: of what each was to be (`Wanted.digest`).
     """
 
     supervisor: Identity | None
     processes: Mapping[str, Identity | None]
     starts: Mapping[str, int]
+    exits: Mapping[str, int | None] = field(default_factory=dict)
     digests: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -315,6 +332,7 @@ def read_state(folder: Path) -> State:
         Identity(**found["supervisor"]),
         {name: Identity(one["pid"], one["began"]) if "pid" in one else None for name, one in processes.items()},
         {name: one["starts"] for name, one in processes.items()},
+        {name: one.get("exit") for name, one in processes.items()},
         {name: one.get("digest", "") for name, one in processes.items()},
     )
 
