@@ -176,6 +176,8 @@ def down(federation: Federation, *, patience: float = 0.0) -> list[str]:
     left = read_state(federation.processes).processes
     for group in ending(read_wanted(federation.processes)) if left else ():
         end([found for name in group if (found := left.get(name)) is not None])
+    # It may not have come to what was no more to run.
+    end([found for found in left.values() if found is not None])
     return ran
 
 
