@@ -130,21 +130,18 @@ def test_sigterm_ends_them_all_and_nothing_else(supervisor: subprocess.Popen[byt
 
 
 def test_what_others_need_ends_after_them(begin: Begin, tmp_path: Path) -> None:
-    notes = tmp_path / "notes"
-
     def noting(name: str, *needs: str) -> Wanted:
-        script = (
-            f"trap 'echo {name} >> {notes}; exit' TERM; echo ready >> {tmp_path}/ready; while :; do sleep 0.05; done"
-        )
-        return Wanted(name, ("sh", "-c", script), needs=needs)
+        script = f"trap 'echo {name} >> notes; exit' TERM; echo >> ready; while :; do sleep 0.05; done"
+        return Wanted(name, ("sh", "-c", script), folder=str(tmp_path), needs=needs)
 
     wanted = [noting("server"), noting("door", "server"), noting("a", "door"), noting("b", "door")]
     assert list(ending(wanted)) == [["a", "b"], ["door"], ["server"]]
+    (tmp_path / "ready").touch()
     supervisor = begin(*wanted)
-    until(lambda: (tmp_path / "ready").read_text().count("ready") == 4, 20, "they are ready")
+    until(lambda: (tmp_path / "ready").read_text() == 4 * "\n", 20, "they are ready")
     supervisor.terminate()
     assert supervisor.wait(30) == 0
-    told = notes.read_text().split()
+    told = (tmp_path / "notes").read_text().split()
     assert (sorted(told[:2]), told[2:]) == (["a", "b"], ["door", "server"])
 
 
@@ -156,14 +153,12 @@ def test_those_that_need_each_other_end_side_by_side() -> None:
 
 def test_what_ends_by_itself_is_tried_at_once_when_somebody_asks(begin: Begin, tmp_path: Path) -> None:
     mended = tmp_path / "mended"
+    two = Wanted("two", ("sh", "-c", f"test -f {mended} || exit 2; sleep 600"))
     supervisor = begin(Wanted("one", SLEEP))
-    write_wanted(
-        tmp_path, [Wanted("one", SLEEP), Wanted("two", ("sh", "-c", f"test -f {mended} || exit 2; sleep 600"))]
-    )
+    write_wanted(tmp_path, [Wanted("one", SLEEP), two])
     supervisor.send_signal(signal.SIGHUP)
-    until(
-        lambda: read_state(tmp_path).starts.get("two", 0) >= 4, 30, "it is tried"
-    )  # and the next pause is of 4 seconds
+    # After the fourth time the pause is of four seconds.
+    until(lambda: read_state(tmp_path).starts.get("two", 0) >= 4, 30, "it is tried")
     until(lambda: running(tmp_path, "two") is None, 5, "it has ended")
     assert read_state(tmp_path).exits == {"one": None, "two": 2}
     mended.touch()

@@ -36,9 +36,6 @@ from fedstill.server.deploy.supervisor import (
 from fedstill.server.deploy.writing import superexec_arguments, superlink_arguments
 from fedstill.server.folder import RunFolder
 
-SERVER = ("superlink", "superexec", "proxy")
-"""Names of the server's processes."""
-
 TRIES = 3
 """How often something may end before `up` waits for it no longer."""
 
@@ -245,10 +242,10 @@ def _server(federation: Federation, data_dir: Path | None) -> list[Wanted]:
         "-g",
         f"daemon off;{_user()}",
     )
-    needs: tuple[tuple[str, ...], ...] = ((), ("superlink",), ("superlink",))
-    commands = (superlink, superexec, proxy)
     return [
-        Wanted(name, command, environment, path, of) for name, command, of in zip(SERVER, commands, needs, strict=True)
+        Wanted("superlink", superlink, environment, path),
+        Wanted("superexec", superexec, environment, path, ("superlink",)),
+        Wanted("proxy", proxy, environment, path, ("superlink",)),
     ]
 
 
@@ -297,10 +294,10 @@ def _nudge(federation: Federation) -> None:
 
 
 def _check_staying(folder: Path, before: State) -> None:
-    """Whether a process ends however often it is started, which no waiting mends.
+    """Check that no process ends however often it is started, which no waiting mends.
 
-    A SuperExec ends while there is no SuperLink, a node while Flower still knows the one before it: only those with the
-    exit code of what is wrong in a file count.
+    A SuperExec ends while there is no SuperLink, and a node while Flower still knows the one before it: of these only
+    the exit code of a wrong file counts.
 
     Raises:
         ConfigError: if one has ended `TRIES` times since that state.
