@@ -282,7 +282,7 @@ def test_sigterm_ends_a_run_at_the_border_of_a_round_and_resume_goes_on(federati
     assert "stopped after step" in ended.details
     committed = records(submitted.folder.path)
     assert 1 <= len(committed) < 4
-    done = fedstill("resume", submitted.folder.path, "--federation", federation.path)
+    done = fedstill("resume", submitted.folder.path)
     assert done.returncode == 0, done.stdout + done.stderr
     assert simulate(federation, tmp_path / "local").returncode == 0
     assert records(submitted.folder.path) == records(tmp_path / "local")

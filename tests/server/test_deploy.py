@@ -21,7 +21,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from fedstill.common.environment import PROCESSES
 from fedstill.common.errors import ConfigError, RunFolderError
 from fedstill.server.deploy import identities, writing
-from fedstill.server.deploy.layout import Federation, open_federation
+from fedstill.server.deploy.layout import Federation, federation_of, open_federation
 
 PLAIN = Federation(Path("fed"), "heart", "fl.example.org", 8443, 8000, ("north", "south"))
 
@@ -68,6 +68,14 @@ class TestLayout:
             (tmp_path / "federation.toml").write_text(text)
         with pytest.raises(RunFolderError, match="make one with 'fedstill deploy init'"):
             open_federation(tmp_path)
+
+    def test_a_run_folder_says_whose_it_is(self, federation: Federation, monkeypatch: pytest.MonkeyPatch) -> None:
+        assert federation_of(federation.runs / "one") == federation
+        monkeypatch.chdir(federation.server)
+        assert federation_of(Path("runs/one")) == federation
+        for other in (federation.path / "one", federation.server / "one", Path("one"), Path("/one"), Path("/")):
+            with pytest.raises(ConfigError, match="or --federation DIR"):
+                federation_of(other)
 
     def test_a_folder_with_something_in_it_stays_as_it_is(self, tmp_path: Path) -> None:
         (tmp_path / "mine").write_text("mine")

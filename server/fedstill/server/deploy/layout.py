@@ -138,3 +138,19 @@ def open_federation(path: Path) -> Federation:
         raise RunFolderError(
             f"federation {path}", f"federation.toml cannot be read: {error}", "make one with 'fedstill deploy init'"
         ) from None
+
+
+def federation_of(run: Path) -> Federation:
+    """The federation among whose runs a run folder lies.
+
+    Raises:
+        ConfigError: if it lies in none.
+    """
+    runs = run.resolve().parent
+    if runs.parts[-2:] != ("server", "runs") or not (runs.parents[1] / "federation.toml").is_file():
+        raise ConfigError(
+            f"run {run}",
+            "expected a folder in DIR/server/runs of a federation, or --federation DIR",
+            "a simulated run goes on with 'fedstill simulate --resume RUN'",
+        )
+    return open_federation(runs.parents[1])

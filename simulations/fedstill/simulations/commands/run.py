@@ -52,18 +52,21 @@ def run(
 
 
 def resume(
-    run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="The run folder, or its name.")],
-    federation: FederationDir,
+    run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="The run folder, or with --federation its name.")],
+    federation: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="The federation's folder. [default: the one in which the run folder lies]"),
+    ] = None,
     metrics: Metrics = "",
     detach: Detach = False,
     as_json: AsJson = False,
 ) -> None:
     """Go on with a run of a federation from its last committed round, after its server was stopped or has died."""
-    from fedstill.server.deploy.layout import open_federation
+    from fedstill.server.deploy.layout import federation_of, open_federation
     from fedstill.server.deploy.submitting import resume as go_on
     from fedstill.server.folder import open_folder
 
-    one = open_federation(federation)
+    one = open_federation(federation) if federation else federation_of(run_folder)
     path = run_folder if run_folder.is_dir() else one.runs / run_folder.name
     submitted = go_on(one, open_folder(path), metrics=metrics)
     _follow(one, submitted, detach=detach, as_json=as_json)
