@@ -334,7 +334,7 @@ def test_up_waits_for_nobody_who_ends_again_and_again(tmp_path: Path) -> None:
         # It has said that it goes, so the next one is let in at once, which takes a minute else.
         begun = time.monotonic()
         with socket.create_server(("0.0.0.0", one.port)):
-            with pytest.raises(ConfigError, match=r"proxy has ended 3 times.*could not bind"):
+            with pytest.raises(ConfigError, match=r"proxy has ended 3 times.*bind\(\)"):
                 running.up(one, sites=("solo",), data_dir=None, within=120)
             assert [node.status for node in control.nodes(one)] == ["offline"]
         running.up(one, sites=("solo",), data_dir=None, within=120)

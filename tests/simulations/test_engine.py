@@ -216,12 +216,23 @@ def test_a_newer_message_takes_the_place_of_one_that_waits(grid: LocalGrid) -> N
 
 
 def test_a_late_reply_can_still_be_had(pool: LocalGrid) -> None:
-    first, second = send(pool, [0], sleep=0.2), send(pool, [1])
-    assert receive(pool, second).keys() == {1}
-    time.sleep(0.4)
-    assert receive(pool, send(pool, [2])).keys() == {2}  # by now the late one has come, and nobody looked for it
+    processes(pool)
+    first, second = send(pool, [0]), send(pool, [1], sleep=0.5)
+    assert receive(pool, second).keys() == {1}  # by now the late one has come, and nobody looked for it
+    assert receive(pool, send(pool, [2])).keys() == {2}
 
     assert receive(pool, first).keys() == {0}
+
+
+def test_a_late_reply_goes_when_its_client_is_asked_again(pool: LocalGrid) -> None:
+    processes(pool)
+    first, second = send(pool, [0]), send(pool, [1], sleep=0.5)
+    assert receive(pool, second).keys() == {1}
+
+    again = send(pool, [0])
+
+    assert receive(pool, again).keys() == {0}
+    assert receive(pool, first, within=0.3) == {}
 
 
 def test_send_and_receive_gives_up_after_its_timeout(pool: LocalGrid) -> None:

@@ -63,7 +63,7 @@ class _Runner(Protocol):
     """Where clients work."""
 
     def submit(self, jobs: Sequence[_Job]) -> None:
-        """Take jobs. A node's earlier one that has not begun has failed; replies that nobody fetched are forgotten."""
+        """Take jobs. A node's earlier one that has not begun has failed; its reply that nobody fetched is forgotten."""
 
     def finished(self, wanted: set[str]) -> list[Message]:
         """Replies to some of the wanted messages; waits a little if there is none."""
@@ -187,7 +187,7 @@ class _Here:
         self._ready: list[Message] = []
 
     def submit(self, jobs: Sequence[_Job]) -> None:
-        self._ready = _enqueue(self._jobs, jobs)
+        self._ready = [*_waiting(self._ready, jobs), *_enqueue(self._jobs, jobs)]
 
     def finished(self, wanted: set[str]) -> list[Message]:
         found, self._ready = _sorted_out(self._ready, wanted)
@@ -220,7 +220,7 @@ class _Pool:
         self._pool = self._new_pool()
 
     def submit(self, jobs: Sequence[_Job]) -> None:
-        self._ready = _enqueue(self._queue, jobs)
+        self._ready = [*_waiting(self._ready, jobs), *_enqueue(self._queue, jobs)]
         self._fill()
 
     def finished(self, wanted: set[str]) -> list[Message]:
@@ -297,6 +297,12 @@ def _sorted_out(replies: list[Message], wanted: set[str]) -> tuple[list[Message]
     """Those that answer a wanted message, and the others."""
     found = [reply for reply in replies if reply.metadata.reply_to_message_id in wanted]
     return found, [reply for reply in replies if reply.metadata.reply_to_message_id not in wanted]
+
+
+def _waiting(replies: list[Message], jobs: Sequence[_Job]) -> list[Message]:
+    """Replies of clients that are asked nothing new: they may still be had, and no client's pile up."""
+    asked = {job.node for job in jobs}
+    return [reply for reply in replies if reply.metadata.src_node_id not in asked]
 
 
 def _enqueue(queue: dict[int, _Job], jobs: Sequence[_Job]) -> list[Message]:
